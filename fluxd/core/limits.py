@@ -1,0 +1,95 @@
+"""Every bound in one place, and how they relate (asserted at import).
+
+Sizes are bytes, times seconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * 1024
+
+# ---- records and batches
+BATCH_RECORDS_MAX: Final = 65_536
+BATCH_BYTES_MAX: Final = 1 * MIB
+"""Encoded RecordBatch, as it is on the wire."""
+BATCH_UNCOMPRESSED_BYTES_MAX: Final = 16 * MIB
+"""Sum of all lengths of a batch: what decompression may yield at most."""
+TOPIC_NAME_CHARS_MAX: Final = 249
+
+# ---- entries
+ENTRY_BYTES_TARGET: Final = 1 * MIB
+"""What waits is coalesced into one entry up to this."""
+ENTRY_FRAME_BYTES_MAX: Final = ENTRY_BYTES_TARGET + BATCH_BYTES_MAX + 4 * KIB
+"""A whole frame. Larger lengths on disk or on the wire are corruption."""
+
+# ---- gRPC
+GRPC_MESSAGE_BYTES_MAX: Final = 4 * MIB
+"""gRPC's default receive limit, which clients in other languages have."""
+FETCH_BYTES_DEFAULT: Final = 1 * MIB
+FETCH_BYTES_MAX: Final = 3 * MIB
+FETCH_WAIT_MS_MAX: Final = 30_000
+PRODUCE_TIMEOUT_MS_DEFAULT: Final = 30_000
+PRODUCE_TIMEOUT_MS_MAX: Final = 60_000
+LIST_OFFSETS_QUERIES_MAX: Final = 10_000
+
+# ---- storage
+SEGMENT_BYTES_MIN: Final = 64 * KIB
+SEGMENT_BYTES_DEFAULT: Final = 64 * MIB
+SEGMENT_BYTES_MAX: Final = 1024 * MIB
+INDEX_INTERVAL_BYTES: Final = 32 * KIB
+"""One sparse index entry per this many bytes of segment."""
+TAIL_CACHE_BYTES: Final = 4 * MIB
+"""Frames at the end of a log that stay in memory: what followers and waiting readers ask for."""
+
+# ---- producers
+PRODUCER_WINDOW_BATCHES: Final = 32
+"""Remembered batches per producer and partition."""
+PRODUCER_IN_FLIGHT_MAX: Final = 16
+"""What our client has in flight per partition, and what a client may have for exact duplicates."""
+PRODUCERS_PER_PARTITION_MAX: Final = 4_096
+PRODUCER_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
+
+# ---- back-pressure
+PARTITION_QUEUE_BYTES_MAX: Final = 8 * MIB
+"""Batches that wait behind the entry in flight."""
+NODE_QUEUE_BYTES_MAX: Final = 128 * MIB
+CONNECTION_QUEUE_BYTES_MAX: Final = 16 * MIB
+STREAM_IN_FLIGHT_MAX: Final = 1_024
+"""Requests of one ProduceStream that wait for their answer."""
+OVERLOADED_RETRY_MS: Final = 100
+WAITING_READS_MAX: Final = 10_000
+PEER_BULK_BYTES_MAX: Final = 32 * MIB
+"""Queued to one peer over all groups."""
+REPLICATION_WINDOW_BYTES: Final = 4 * MIB
+"""Sent to one follower of one group and not acknowledged."""
+
+# ---- Raft
+ELECTION_TIMEOUT_MIN: Final = 1.0
+ELECTION_TIMEOUT_MAX: Final = 2.0
+HEARTBEAT_INTERVAL: Final = 0.3
+IN_SYNC_TIMEOUT: Final = 1.5
+"""A replica is in sync while its acknowledged log end was the leader's within this time."""
+NO_QUORUM_ANSWER: Final = 0.2
+"""Without a quorum the refusal is given within this time."""
+VOTERS_MAX: Final = 5
+GENERATION_TERM_BITS: Final = 32
+
+# ---- cluster
+PARTITIONS_PER_TOPIC_MAX: Final = 10_000
+REPLICATION_FACTOR_DEFAULT: Final = 3
+STATUS_INTERVAL: Final = 0.5
+"""NodeStatus is sent this often, and at once when a leader changed."""
+NODE_DOWN_AFTER: Final = 2.0
+
+assert PRODUCER_IN_FLIGHT_MAX <= PRODUCER_WINDOW_BATCHES, "a retry within the window must be recognised"
+assert BATCH_BYTES_MAX <= ENTRY_BYTES_TARGET
+assert FETCH_BYTES_MAX + ENTRY_FRAME_BYTES_MAX <= 2 * GRPC_MESSAGE_BYTES_MAX
+assert ENTRY_FRAME_BYTES_MAX + 4 * KIB < GRPC_MESSAGE_BYTES_MAX, "one entry must fit a response"
+assert FETCH_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
+assert ENTRY_FRAME_BYTES_MAX < 1 << 28, "a frame's length is a 4-byte varint"
+assert SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX
+assert 3 * HEARTBEAT_INTERVAL < ELECTION_TIMEOUT_MIN < ELECTION_TIMEOUT_MAX
+assert BATCH_BYTES_MAX < REPLICATION_WINDOW_BYTES <= PEER_BULK_BYTES_MAX
+assert BATCH_BYTES_MAX <= PARTITION_QUEUE_BYTES_MAX <= NODE_QUEUE_BYTES_MAX

@@ -1,0 +1,1 @@
+"""One Raft group per partition: pysyncobj's state machine behind a guard. The only importer of pysyncobj."""

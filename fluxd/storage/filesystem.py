@@ -1,0 +1,69 @@
+"""The few operations on files that fluxd needs, as an interface.
+
+Two implementations: `storage/real.py` (the machine's) and `tests/simulation/disk.py` (loses unsynced bytes, tears the last write, fails
+on demand). Both pass the same contract tests. Paths are relative to the data directory, with "/" between parts.
+
+Durability: bytes are durable once a `File.sync` that began after the write has returned. A new, renamed or removed name is durable once
+`FileSystem.sync_directory` of its directory, begun after it, has returned. Errors are OSError.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class File(Protocol):
+    """An open file. Reads and writes may come from the loop's thread while `sync` runs in another."""
+
+    def append(self, *buffers: bytes | memoryview) -> int:
+        """Write all buffers at the end, in order; returns the file's size before them.
+
+        A short write (disk full) is undone by truncating back to the old size before OSError is raised.
+        """
+
+    def write_at(self, position: int, data: bytes) -> None:
+        """Overwrite at a position (at most the current size)."""
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes from a position; fewer only at the end of the file."""
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to `size` bytes."""
+
+    def size(self) -> int:
+        """Current size, bytes."""
+
+    def sync(self) -> None:
+        """fdatasync: blocks until what was written before the call is durable, size included."""
+
+    def close(self) -> None:
+        """Harmless when closed."""
+
+
+class FileSystem(Protocol):
+    """One data directory."""
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        """Open for reading and writing. Without `create` a missing file is FileNotFoundError; with it an existing file is
+        opened as it is."""
+
+    def exists(self, path: str) -> bool:
+        """A file or directory of that name is there."""
+
+    def list(self, path: str) -> list[str]:
+        """Names in a directory, sorted; a missing directory has none."""
+
+    def make_directory(self, path: str) -> None:
+        """With its parents; harmless when it exists."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Atomic; replaces an existing file."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file; harmless when it is missing."""
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory and all in it; harmless when it is missing."""
+
+    def sync_directory(self, path: str) -> None:
+        """fsync of a directory: names in it become durable."""
