@@ -1,0 +1,70 @@
+"""Logging, configured once by the entry point: JSON lines on stderr, or a readable form on a terminal.
+
+Events are constants in snake_case and the past tense; keys are glossary names with units.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+_EventDict = MutableMapping[str, Any]
+_Processor = Callable[[Any, str, _EventDict], Any]
+
+
+def configure(level: str, form: Literal["auto", "json", "console"], *, node_id: int) -> None:
+    """Set up structlog, and the standard library's logging behind it, for the whole process.
+
+    Args:
+        level: a key of LEVELS.
+        form: auto is console on a terminal and JSON otherwise.
+        node_id: stands in every line.
+    """
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    structlog.contextvars.clear_contextvars()
+
+    def add_node(_: Any, __: str, event: _EventDict) -> _EventDict:
+        event["node_id"] = node_id
+        return event
+
+    processors: list[_Processor] = [
+        structlog.processors.add_log_level,
+        add_node,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if console:
+        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    else:
+        processors += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries (asyncio, grpc) log through the standard library: only what is wrong, in the same form.
+    root = logging.getLogger()
+    root.handlers[:] = [_Bridge()]
+    root.setLevel(logging.WARNING)
+
+
+class _Bridge(logging.Handler):
+    """Hands the standard library's records to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        log.log(
+            record.levelno, "library_logged", logger=record.name, message=record.getMessage(), exc_info=record.exc_info
+        )
+
+
+def get_logger() -> structlog.typing.FilteringBoundLogger:
+    """The process's logger; cheap to call at import, configured later."""
+    log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return log
