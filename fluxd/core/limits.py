@@ -82,6 +82,18 @@ REPLICATION_FACTOR_DEFAULT: Final = 3
 STATUS_INTERVAL: Final = 0.5
 """NodeStatus is sent this often, and at once when a leader changed."""
 NODE_DOWN_AFTER: Final = 2.0
+METADATA_COMMANDS_REMEMBERED: Final = 1_024
+"""Ids of the last metadata commands, by which a repeated one is recognised."""
+METADATA_READ_BYTES: Final = 64 * KIB
+"""Of the metadata log applied in one step of the loop."""
+CONTROLLER_QUEUE_MAX: Final = 256
+"""Changes of the metadata that wait for the one before; beyond it the answer is OVERLOADED."""
+TOPIC_WAIT_MS_MAX: Final = 30_000
+LEADER_BALANCE_INTERVAL: Final = 1.0
+LEADER_BALANCE_SETTLE: Final = 3.0
+"""A preferred leader gets its partitions back when it has been in sync for this long."""
+LEADER_TRANSFERS_PER_ROUND: Final = 16
+"""Leaderships that one node hands back in one LEADER_BALANCE_INTERVAL."""
 
 assert PRODUCER_IN_FLIGHT_MAX <= PRODUCER_WINDOW_BATCHES, "a retry within the window must be recognised"
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_TARGET
