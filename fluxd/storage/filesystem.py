@@ -1,10 +1,11 @@
 """The few operations on files that fluxd needs, as an interface.
 
-Two implementations: `storage/real.py` (the machine's) and `tests/simulation/disk.py` (loses unsynced bytes, tears the last write, fails
-on demand). Both pass the same contract tests. Paths are relative to the data directory, with "/" between parts.
+Two implementations: `storage/real.py` (the machine's) and `tests/simulation/disk.py` (loses unsynced bytes, tears the
+last write, fails on demand). Both pass the same contract tests. Paths are relative to the data directory, with "/"
+between parts; "" is the data directory itself.
 
-Durability: bytes are durable once a `File.sync` that began after the write has returned. A new, renamed or removed name is durable once
-`FileSystem.sync_directory` of its directory, begun after it, has returned. Errors are OSError.
+Durability: bytes are durable once a `File.sync` that began after the write has returned. A new, renamed or removed
+name is durable once `FileSystem.sync_directory` of its directory, begun after it, has returned. Errors are OSError.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class FileSystem(Protocol):
     """One data directory."""
 
     def open(self, path: str, *, create: bool = False) -> File:
-        """Open for reading and writing. Without `create` a missing file is FileNotFoundError; with it an existing file is
-        opened as it is."""
+        """Open for reading and writing. Without `create` a missing file is FileNotFoundError; with it an existing
+        file is opened as it is."""
 
     def exists(self, path: str) -> bool:
         """A file or directory of that name is there."""
@@ -57,7 +58,7 @@ class FileSystem(Protocol):
         """With its parents; harmless when it exists."""
 
     def rename(self, old: str, new: str) -> None:
-        """Atomic; replaces an existing file."""
+        """Atomic; replaces an existing file. A directory may be renamed to a name that is free."""
 
     def remove(self, path: str) -> None:
         """Remove a file; harmless when it is missing."""

@@ -1,0 +1,428 @@
+"""A disk that loses what was not synced: the simulated `filesystem.FileSystem`.
+
+Every file has durable bytes and a list of later writes; every directory has durable names and a list of later
+changes. A sync moves the list into what is durable. A power cut keeps of each list, independently, a prefix of random
+length, tears the last write that it keeps at a random byte, and sometimes leaves zeros where the rest of it would be
+(a size that reached the disk before the bytes did). So a name may survive without its bytes, bytes without their
+name, and a later file without an earlier one. A kill of the process keeps everything.
+
+Not modelled: a disk that reorders writes within one file, or lies about a sync.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import random
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Keep(Enum):
+    """What a power cut leaves of unsynced changes."""
+
+    NOTHING = "nothing"
+    RANDOM = "random"
+    EVERYTHING = "everything"
+
+
+class PowerCut(BaseException):
+    """The power failed at this operation. Not an Exception: no code under test may catch it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    position: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Truncate:
+    size: int
+
+
+def _apply(data: bytearray, change: _Write | _Truncate) -> None:
+    if isinstance(change, _Truncate):
+        del data[change.size :]
+    else:
+        data[change.position : change.position + len(change.data)] = change.data
+
+
+@dataclass(eq=False, slots=True)
+class _Node:
+    """A file's bytes."""
+
+    data: bytearray = field(default_factory=bytearray)
+    durable: bytearray = field(default_factory=bytearray)
+    pending: list[_Write | _Truncate] = field(default_factory=list)
+
+    def change(self, change: _Write | _Truncate) -> None:
+        _apply(self.data, change)
+        self.pending.append(change)
+
+    def sync(self) -> None:
+        for change in self.pending:
+            _apply(self.durable, change)
+        self.pending.clear()
+
+    def cut(self, rng: random.Random, keep: Keep) -> None:
+        count = {Keep.NOTHING: 0, Keep.EVERYTHING: len(self.pending)}.get(keep)
+        if count is None:
+            count = rng.randint(0, len(self.pending))
+        kept, torn = self.pending[:count], None
+        if keep is Keep.RANDOM and kept and isinstance(kept[-1], _Write):
+            torn = kept.pop()
+        for change in kept:
+            _apply(self.durable, change)
+        if isinstance(torn, _Write):
+            there = rng.randint(0, len(torn.data))
+            _apply(self.durable, _Write(torn.position, torn.data[:there]))
+            if there < len(torn.data) and torn.position + there == len(self.durable) and rng.random() < 0.25:
+                self.durable += bytes(rng.randint(1, len(torn.data) - there))
+        self.pending.clear()
+        self.data = bytearray(self.durable)
+
+
+@dataclass(eq=False, slots=True)
+class _Directory:
+    """Names, durable and current. A pending change is a set of (name, node or None) that happens whole or not at
+    all."""
+
+    names: dict[str, _Node | _Directory] = field(default_factory=dict)
+    durable: dict[str, _Node | _Directory] = field(default_factory=dict)
+    pending: list[_Names] = field(default_factory=list)
+
+    def cut(self, rng: random.Random, keep: Keep) -> None:
+        count = {Keep.NOTHING: 0, Keep.EVERYTHING: len(self.pending)}.get(keep)
+        if count is None:
+            count = rng.randint(0, len(self.pending))
+        for change in self.pending[:count]:
+            change.make_durable()
+
+
+@dataclass(eq=False, slots=True)
+class _Names:
+    changes: list[tuple[_Directory, str, _Node | _Directory | None]]
+    done: bool = False
+
+    def make_durable(self) -> None:
+        if self.done:
+            return
+        self.done = True
+        for directory, name, node in self.changes:
+            if node is None:
+                directory.durable.pop(name, None)
+            else:
+                directory.durable[name] = node
+
+
+_Directories = list[_Directory]
+_Nodes = list[_Node]
+_Strings = list[str]  # in SimDisk `list` is a method
+
+
+class SimFile:
+    """An open file; invalid after a kill or a power cut. Implements `filesystem.File`."""
+
+    def __init__(self, disk: SimDisk, path: str, node: _Node) -> None:
+        self._disk = disk
+        self._path = path
+        self._node = node
+        self._life = disk.life
+        self._closed = False
+
+    def append(self, *buffers: bytes | memoryview) -> int:
+        """Write all buffers at the end; nothing is written when it fails."""
+        self._begin("append")
+        before = len(self._node.data)
+        self._node.change(_Write(before, b"".join(buffers)))
+        return before
+
+    def write_at(self, position: int, data: bytes) -> None:
+        """Overwrite at a position, at most the current size."""
+        self._begin("write_at")
+        if position > len(self._node.data):
+            raise ValueError(f"position {position} is beyond the size {len(self._node.data)} of {self._path}")
+        self._node.change(_Write(position, bytes(data)))
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes from a position."""
+        self._begin("read")
+        data = bytes(self._node.data[position : position + size])
+        self._disk.bytes_read += len(data)
+        return data
+
+    def truncate(self, size: int) -> None:
+        """Cut to `size` bytes, at most the current size."""
+        self._begin("truncate")
+        if size > len(self._node.data):
+            raise ValueError(f"size {size} is beyond the size {len(self._node.data)} of {self._path}")
+        self._node.change(_Truncate(size))
+
+    def size(self) -> int:
+        """Current size, bytes."""
+        return len(self._node.data)
+
+    def sync(self) -> None:
+        """What was written becomes durable."""
+        self._begin("sync")
+        self._node.sync()
+
+    def close(self) -> None:
+        """Harmless when closed."""
+        self._closed = True
+
+    def _begin(self, operation: str) -> None:
+        if self._closed or self._life != self._disk.life:
+            raise OSError(errno.EBADF, "file is closed", self._path)
+        self._disk.begin(operation, self._path)
+
+
+class SimDisk:
+    """One data directory.
+
+    Args:
+        rng: decides what a power cut keeps.
+
+    Attributes:
+        life: number of kills and power cuts so far; a file opened in an earlier life answers EBADF.
+        operations: completed or failed calls by name ("append", "sync", "read", "sync_directory", …).
+        bytes_read: over all files.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._root = _Directory()
+        self._failures: list[tuple[str, str | None, OSError]] = []
+        self._cut_after: int | None = None
+        self.life = 0
+        self.operations: dict[str, int] = {}
+        self.bytes_read = 0
+
+    # ---- FileSystem
+
+    def open(self, path: str, *, create: bool = False) -> SimFile:
+        """Open for reading and writing."""
+        self.begin("open", path)
+        parent, name = self._parent(path)
+        node = parent.names.get(name)
+        if node is None:
+            if not create:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            node = _Node()
+            self._change((parent, name, node))
+        if isinstance(node, _Directory):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        return SimFile(self, path, node)
+
+    def exists(self, path: str) -> bool:
+        """A file or directory of that name is there."""
+        return self._lookup(path) is not None
+
+    def list(self, path: str) -> _Strings:
+        """Names in a directory, sorted."""
+        self.begin("list", path)
+        directory = self._lookup(path)
+        return sorted(directory.names) if isinstance(directory, _Directory) else []
+
+    def make_directory(self, path: str) -> None:
+        """With its parents."""
+        self.begin("make_directory", path)
+        directory = self._root
+        for part in path.split("/") if path else []:
+            child = directory.names.get(part)
+            if child is None:
+                child = _Directory()
+                self._change((directory, part, child))
+            if not isinstance(child, _Directory):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            directory = child
+
+    def rename(self, old: str, new: str) -> None:
+        """Atomic, also across directories; replaces an existing file."""
+        self.begin("rename", old)
+        old_parent, old_name = self._parent(old)
+        new_parent, new_name = self._parent(new)
+        node = old_parent.names.get(old_name)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), old)
+        if isinstance(new_parent.names.get(new_name), _Directory):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), new)
+        self._change((old_parent, old_name, None), (new_parent, new_name, node))
+
+    def remove(self, path: str) -> None:
+        """Remove a file; harmless when it is missing."""
+        self.begin("remove", path)
+        if isinstance(self._lookup(path), _Node):
+            parent, name = self._parent(path)
+            self._change((parent, name, None))
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory and all in it; harmless when it is missing."""
+        self.begin("remove_tree", path)
+        directory = self._lookup(path)
+        if not isinstance(directory, _Directory):
+            return
+        for name, node in list(directory.names.items()):
+            if isinstance(node, _Directory):
+                self.remove_tree(f"{path}/{name}")
+            else:
+                self.remove(f"{path}/{name}")
+        parent, name = self._parent(path)
+        self._change((parent, name, None))
+
+    def sync_directory(self, path: str) -> None:
+        """Names in it become durable."""
+        self.begin("sync_directory", path)
+        directory = self._lookup(path)
+        if not isinstance(directory, _Directory):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        for change in directory.pending:
+            change.make_durable()
+        directory.pending.clear()
+
+    # ---- faults
+
+    def kill(self) -> None:
+        """The process ends: open files are invalid, nothing is lost, nothing becomes durable."""
+        self.life += 1
+        self._failures.clear()
+
+    def power_cut(self, keep: Keep = Keep.RANDOM) -> None:
+        """The machine ends: unsynced changes are lost, but for what `keep` leaves of them."""
+        self.kill()
+        self._cut_after = None
+        directories, files = self._everything()
+        for directory in directories:
+            directory.cut(self._rng, keep)
+        for directory in directories:
+            directory.pending.clear()
+            directory.names = dict(directory.durable)
+        for node in files:
+            node.cut(self._rng, keep)
+
+    def cut_after(self, operations: int) -> None:
+        """Raise PowerCut at the operation that follows so many changing ones (syncs count), and let nothing change
+        after it.
+
+        The test then calls `power_cut` with what is to be kept.
+        """
+        self._cut_after = operations
+
+    def fail_next(self, operation: str, error: OSError, *, path: str | None = None) -> None:
+        """Let the next such operation fail, without effect.
+
+        Args:
+            operation: name of a method of File or FileSystem.
+            path: only on a file or directory whose path contains this.
+        """
+        self._failures.append((operation, path, error))
+
+    def wipe(self) -> None:
+        """A new, empty disk."""
+        self.kill()
+        self._root = _Directory()
+
+    # ---- for tests
+
+    def durable_bytes(self, path: str) -> bytes | None:
+        """What a power cut cannot take from a file; None: its name is not durable."""
+        directory: _Node | _Directory | None = self._root
+        for part in path.split("/"):
+            directory = directory.durable.get(part) if isinstance(directory, _Directory) else None
+        return bytes(directory.durable) if isinstance(directory, _Node) else None
+
+    def current_bytes(self, path: str) -> bytes:
+        """What a read would return."""
+        node = self._lookup(path)
+        assert isinstance(node, _Node), path
+        return bytes(node.data)
+
+    def set_bytes(self, path: str, data: bytes) -> None:
+        """Make a file hold exactly these bytes, durably: damage, or a state to begin with."""
+        self.make_directory(path.rpartition("/")[0])
+        self.open(path, create=True)
+        node = self._lookup(path)
+        assert isinstance(node, _Node), path
+        node.data, node.durable = bytearray(data), bytearray(data)
+        node.pending.clear()
+        self.sync_everything()
+
+    def flip_bit(self, path: str, position: int, bit: int = 0) -> None:
+        """Damage one durable byte of a file."""
+        node = self._lookup(path)
+        assert isinstance(node, _Node), path
+        node.sync()
+        node.data[position] ^= 1 << bit
+        node.durable[position] ^= 1 << bit
+
+    def sync_everything(self) -> None:
+        """Make all that is there durable."""
+        directories, files = self._everything()
+        for directory in directories:
+            for change in directory.pending:
+                change.make_durable()
+            directory.pending.clear()
+        for node in files:
+            node.sync()
+
+    def copy(self, rng: random.Random) -> SimDisk:
+        """A disk with the same durable and unsynced content, to try another fate on; no file is open on it."""
+        twin = SimDisk(rng)
+        twin._root = copy.deepcopy(self._root)
+        return twin
+
+    # ---- inside
+
+    def begin(self, operation: str, path: str) -> None:
+        """Count an operation and let it fail when that was asked for."""
+        self.operations[operation] = self.operations.get(operation, 0) + 1
+        if self._cut_after is not None and operation not in ("read", "list"):
+            if self._cut_after == 0:
+                raise PowerCut
+            self._cut_after -= 1
+        for failure in self._failures:
+            wanted, part, error = failure
+            if wanted == operation and (part is None or part in path):
+                self._failures.remove(failure)
+                raise error
+
+    def _change(self, *changes: tuple[_Directory, str, _Node | _Directory | None]) -> None:
+        names = _Names(list(changes))
+        for directory, name, node in changes:
+            if node is None:
+                directory.names.pop(name, None)
+            else:
+                directory.names[name] = node
+            if names not in directory.pending:
+                directory.pending.append(names)
+
+    def _parent(self, path: str) -> tuple[_Directory, str]:
+        head, _, name = path.rpartition("/")
+        parent = self._lookup(head)
+        if not isinstance(parent, _Directory):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return parent, name
+
+    def _lookup(self, path: str) -> _Node | _Directory | None:
+        node: _Node | _Directory | None = self._root
+        for part in path.split("/") if path else []:
+            node = node.names.get(part) if isinstance(node, _Directory) else None
+        return node
+
+    def _everything(self) -> tuple[_Directories, _Nodes]:
+        """All that is reachable by a current or a durable name: a removal that is lost brings a name back."""
+        directories: _Directories = [self._root]
+        files: _Nodes = []
+        seen = {id(self._root)}
+        for directory in directories:
+            for node in (*directory.names.values(), *directory.durable.values()):
+                if id(node) in seen:
+                    continue
+                seen.add(id(node))
+                if isinstance(node, _Directory):
+                    directories.append(node)
+                else:
+                    files.append(node)
+        return directories, files
