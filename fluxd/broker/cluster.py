@@ -1,0 +1,278 @@
+"""What this node knows of the cluster at this moment: the metadata, who is up, who leads what.
+
+Three sources, each with its own truth: the metadata image (agreed by all), this node's own replicas (first-hand, at
+once), and what other nodes last told of theirs (`NodeStatus`, twice a second and on change). Who leads a partition is
+decided by its group; of two tales the one with the higher term is newer. A leader on a node that is not heard from is
+no answer.
+
+Deliberately absent: any decision. All calls are on the loop; nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fluxd.core import limits
+from fluxd.core.metadata import Image, Topic
+from fluxd.core.runtime import Reactor
+from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset, Term
+from fluxd.raft.group import Role
+from fluxlog.v1 import peer_pb2
+
+
+class Replica(Protocol):
+    """This node's replica of one group, as far as the cluster view reads it."""
+
+    on_role: list[Callable[[], None]]
+
+    @property
+    def group_id(self) -> GroupId: ...
+    @property
+    def role(self) -> Role: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def term(self) -> Term: ...
+    @property
+    def leader_id(self) -> NodeId | None: ...
+    @property
+    def log_start_offset(self) -> Offset: ...
+    @property
+    def high_watermark(self) -> Offset: ...
+    @property
+    def log_end_offset(self) -> Offset: ...
+    def leader_status(self) -> peer_pb2.LeaderStatus: ...
+    def quorum_missing(self) -> tuple[NodeId, ...] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """What this node tells of itself."""
+
+    node_id: NodeId
+    directory_id: bytes
+    address: str
+    """host:port for clients."""
+    process_id: int
+    version: str
+    allows_remote_stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderHint:
+    """Where a partition's leader is."""
+
+    node_id: NodeId
+    address: str
+    epoch: Term
+
+
+@dataclass(slots=True)
+class _Peer:
+    seen_at: float | None = None
+    """Reactor's clock; None: never, or its process is gone."""
+    last_seen_at: float | None = None
+    status: peer_pb2.NodeStatus | None = None
+    status_at: float = 0.0
+    leading: dict[GroupId, peer_pb2.LeaderStatus] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToldStatus:
+    """What another node told, and how long ago."""
+
+    status: peer_pb2.NodeStatus
+    age_s: float
+
+
+class ClusterView:
+    """See the module.
+
+    Args:
+        groups: this node's replicas by group; the host's table, read live.
+    """
+
+    def __init__(self, reactor: Reactor, local: LocalNode, groups: Mapping[GroupId, Replica]) -> None:
+        self.local = local
+        self.cluster_id = ""
+        """Empty until the cluster is founded or joined."""
+        self.image = Image()
+        self._reactor = reactor
+        self._groups = groups
+        self._peers: dict[NodeId, _Peer] = {}
+        self._told: dict[GroupId, tuple[Term, NodeId]] = {}
+        self._watchers: list[Callable[[GroupId], None]] = []
+        self._status_listeners: list[Callable[[peer_pb2.NodeStatus], None]] = []
+
+    # ---- metadata
+
+    def topic(self, name: str) -> Topic | None:
+        """The topic of that name, internal ones included."""
+        return self.image.topic(name)
+
+    def topic_by_id(self, topic_id: bytes) -> Topic | None:
+        """The topic, unless it was deleted."""
+        return self.image.topics.get(topic_id)
+
+    def group_name(self, group_id: GroupId) -> str:
+        """A partition as people call it: "orders-3"."""
+        topic = self.topic_by_id(group_id.topic_id)
+        return f"{topic.name}-{group_id.partition}" if topic else str(group_id)
+
+    def address(self, node_id: NodeId) -> str:
+        """host:port for clients, as the node told it last, else as it registered; empty: unknown."""
+        if node_id == self.local.node_id:
+            return self.local.address
+        peer = self._peers.get(node_id)
+        if peer is not None and peer.status is not None and peer.status.advertised_address:
+            return peer.status.advertised_address
+        node = self.image.nodes.get(node_id)
+        return node.address if node else ""
+
+    # ---- who is up
+
+    def peer_seen(self, node_id: NodeId) -> None:
+        """Something was received from a node."""
+        peer = self._peer(node_id)
+        peer.seen_at = peer.last_seen_at = self._reactor.now()
+
+    def peer_lost(self, node_id: NodeId) -> None:
+        """A node's process is gone (its connection is refused): do not wait for NODE_DOWN_AFTER."""
+        peer = self._peer(node_id)
+        if peer.seen_at is None:
+            return
+        peer.seen_at = None
+        for group_id in peer.leading:
+            self._changed(group_id)
+
+    def is_up(self, node_id: NodeId) -> bool:
+        """The node was heard from within NODE_DOWN_AFTER; this node itself always is."""
+        if node_id == self.local.node_id:
+            return True
+        peer = self._peers.get(node_id)
+        return (
+            peer is not None
+            and peer.seen_at is not None
+            and self._reactor.now() - peer.seen_at < limits.NODE_DOWN_AFTER
+        )
+
+    def silence_s(self, node_id: NodeId) -> float | None:
+        """Seconds since a node was last heard; None: never in the life of this process."""
+        if node_id == self.local.node_id:
+            return 0.0
+        peer = self._peers.get(node_id)
+        return None if peer is None or peer.last_seen_at is None else self._reactor.now() - peer.last_seen_at
+
+    # ---- what nodes tell
+
+    def observe_status(self, status: peer_pb2.NodeStatus) -> None:
+        """Take what another node tells of itself. The link has made sure that it is the sender's own."""
+        node_id = NodeId(status.node_id)
+        if node_id == self.local.node_id:
+            return
+        self.peer_seen(node_id)
+        peer = self._peer(node_id)
+        before = peer.leading
+        peer.status, peer.status_at = status, self._reactor.now()
+        peer.leading = {GroupId(leader.topic_id, leader.partition): leader for leader in status.leading}
+        changed = []
+        for group_id in before.keys() - peer.leading.keys():
+            if self._told.get(group_id, (0, None))[1] == node_id:
+                del self._told[group_id]
+                changed.append(group_id)
+        for group_id, leader in peer.leading.items():
+            told = self._told.get(group_id)
+            if told is None or told[0] < leader.leader_epoch:
+                self._told[group_id] = (Term(leader.leader_epoch), node_id)
+                changed.append(group_id)
+        for group_id in changed:
+            self._changed(group_id)
+        for listener in tuple(self._status_listeners):
+            listener(status)
+
+    def told(self, node_id: NodeId) -> ToldStatus | None:
+        """What another node told last, however old."""
+        peer = self._peers.get(node_id)
+        if peer is None or peer.status is None:
+            return None
+        return ToldStatus(peer.status, self._reactor.now() - peer.status_at)
+
+    def told_leading(self, group_id: GroupId, node_id: NodeId) -> tuple[peer_pb2.LeaderStatus, float] | None:
+        """What a node tells of a partition that it leads, and the age of that in seconds."""
+        peer = self._peers.get(node_id)
+        leading = peer.leading.get(group_id) if peer else None
+        return None if peer is None or leading is None else (leading, self._reactor.now() - peer.status_at)
+
+    def on_status(self, listener: Callable[[peer_pb2.NodeStatus], None]) -> None:
+        """Call after each status of another node."""
+        self._status_listeners.append(listener)
+
+    def local_status(self) -> peer_pb2.NodeStatus:
+        """What this node tells the others."""
+        local = self.local
+        status = peer_pb2.NodeStatus(
+            node_id=local.node_id,
+            directory_id=local.directory_id,
+            advertised_address=local.address,
+            process_id=local.process_id,
+            version=local.version,
+            allows_remote_stop=local.allows_remote_stop,
+        )
+        for group_id, group in self._groups.items():
+            if group.role is Role.LEADER:
+                status.leading.append(group.leader_status())
+            elif group.role in (Role.UNADMITTED, Role.FAILED):
+                status.troubles.add(
+                    topic_id=group_id.topic_id,
+                    partition=group_id.partition,
+                    failed=group.role is Role.FAILED,
+                    why=group.why,
+                )
+        return status
+
+    # ---- who leads
+
+    def replica(self, group_id: GroupId) -> Replica | None:
+        """This node's own replica."""
+        return self._groups.get(group_id)
+
+    def leads(self, group_id: GroupId) -> bool:
+        """This node leads the partition, as far as it knows."""
+        group = self._groups.get(group_id)
+        return group is not None and group.role is Role.LEADER
+
+    def leader(self, group_id: GroupId) -> LeaderHint | None:
+        """The newest leader known, if its node is up."""
+        epoch, node_id = self._told.get(group_id, (Term(-1), None))
+        own = self._groups.get(group_id)
+        if own is not None and own.role not in (Role.UNADMITTED, Role.FAILED):
+            if own.leader_id is not None and own.term >= epoch:
+                epoch, node_id = own.term, own.leader_id
+            elif own.term > epoch:
+                node_id = None  # an election newer than what was told
+        if node_id is None or not self.is_up(node_id):
+            return None
+        return LeaderHint(node_id, self.address(node_id), epoch)
+
+    def controller(self) -> LeaderHint | None:
+        """The leader of the metadata group."""
+        return self.leader(METADATA_GROUP)
+
+    def attach(self, group: Replica) -> None:
+        """Tell the watchers when the leader of one of this node's groups changes."""
+        group_id = group.group_id
+        group.on_role.append(lambda: self._changed(group_id))
+
+    def watch_leaders(self, callback: Callable[[GroupId], None]) -> Callable[[], None]:
+        """Call whenever what is known of a partition's leader may have changed. Returns how to end that."""
+        self._watchers.append(callback)
+        return lambda: self._watchers.remove(callback)
+
+    def _changed(self, group_id: GroupId) -> None:
+        for watcher in tuple(self._watchers):
+            watcher(group_id)
+
+    def _peer(self, node_id: NodeId) -> _Peer:
+        return self._peers.setdefault(node_id, _Peer())
