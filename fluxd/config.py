@@ -54,9 +54,6 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, JSON otherwise."""
 
-    election_timeout_min: float = Field(default=limits.ELECTION_TIMEOUT_MIN, ge=0.1, le=60)
-    election_timeout_max: float = Field(default=limits.ELECTION_TIMEOUT_MAX, ge=0.2, le=120)
-    heartbeat_interval: float = Field(default=limits.HEARTBEAT_INTERVAL, ge=0.02, le=20)
     stop_timeout: float = Field(default=5.0, ge=0.1, le=300)
     """SIGTERM: how long handing over and finishing may take."""
 
@@ -100,10 +97,6 @@ class Settings(BaseModel):
                 f"node_id {self.node_id} is not in seeds {format_seeds(self.seeds)!r}: "
                 "nodes outside the seed list cannot join yet"
             )
-        if self.election_timeout_max < 1.2 * self.election_timeout_min:
-            raise ValueError("election_timeout_max must be at least 1.2 times election_timeout_min, or votes split")
-        if 3 * self.heartbeat_interval > self.election_timeout_min:
-            raise ValueError("heartbeat_interval must be at most a third of election_timeout_min")
         self._read_secret(put)
         return self
 

@@ -2,7 +2,8 @@
 
 Each on a connection of its own, so that a heartbeat never waits behind a megabyte. What comes back arrives on the other
 node's own link. When a stream breaks both are given up, what was queued is dropped (Raft sends again), and the port is
-knocked at: refused means that the process is gone, which Raft may act on at once instead of waiting for an election timeout.
+knocked at: refused means that the process is gone, which Raft may act on at once instead of waiting for an
+election timeout.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What waits to be sent to one peer on one stream: bounded; all that is queued in one turn of the loop goes as one frame."""
+"""What waits to be sent to one peer on one stream: bounded; all that is queued in one turn of the loop goes as
+one frame."""
 
 from __future__ import annotations
 

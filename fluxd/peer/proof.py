@@ -7,11 +7,12 @@
     fluxd-nonce       16 random bytes of the caller, hex
     fluxd-proof       HMAC-SHA256(secret, "fluxd call v1" and the five above, each ended by a zero byte), hex
 
-The callee answers Hello with `fluxd-proof` over "fluxd answer v1", the nonce and its own id, so that the caller knows that
-it is a member, too.
+The callee answers Hello with `fluxd-proof` over "fluxd answer v1", the nonce and its own id, so that the caller
+knows that it is a member, too.
 
-What it is good for: strangers, wrong clusters and misdirected connections are kept out. What it is not: it does not cover a
-call's content, and who can read the wire can replay it. Until the links are encrypted (mTLS) they belong on a private network.
+What it is good for: strangers, wrong clusters and misdirected connections are kept out. What it is not: it does
+not cover a call's content, and who can read the wire can replay it. Until the links are encrypted (mTLS) they
+belong on a private network.
 """
 
 from __future__ import annotations
