@@ -1,0 +1,155 @@
+"""Topics, nodes and the cluster, as typed calls. Answers are the messages of admin.proto themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fluxlog.client import Client
+from fluxlog.errors import FluxlogError, from_error_message
+from fluxlog.v1 import admin_pb2
+
+_CHANGE_PATIENCE = 15.0
+"""Seconds in which a change waits for a controller: longer than an election."""
+
+
+class Admin:
+    """Administration of one cluster through any of its nodes.
+
+    Every method raises FluxlogError. One that changes something raises it with outcome UNKNOWN when the change may have
+    been made.
+
+    Args:
+        client: shared with others as needed; not closed here.
+        patience: seconds in which changes are tried again while the cluster cannot take them (an election).
+    """
+
+    def __init__(self, client: Client, *, patience: float = _CHANGE_PATIENCE) -> None:
+        self._client = client
+        self._patience = patience
+
+    def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        replication_factor: int = 0,
+        configs: Mapping[str, str] | None = None,
+        if_not_exists: bool = False,
+        wait_ms: int = 0,
+    ) -> admin_pb2.CreateTopicResponse:
+        """Create a topic.
+
+        Args:
+            partitions: 1..10,000.
+            replication_factor: 1..5, at most the number of nodes; 0: min(3, nodes).
+            if_not_exists: an existing topic is no error (then the call is also repeated after an unclear answer).
+            wait_ms: how long to wait until every partition has a leader, 0..30,000.
+        """
+        request = admin_pb2.CreateTopicRequest(
+            name=name,
+            partitions=partitions,
+            replication_factor=replication_factor,
+            configs=configs or {},
+            if_not_exists=if_not_exists,
+            wait_ms=wait_ms,
+        )
+        return self._client.call(
+            lambda node: node.admin.CreateTopic,
+            request,
+            timeout=15.0 + wait_ms / 1000,
+            patience=self._patience,
+            safe=if_not_exists,
+        )
+
+    def list_topics(self, *, include_internal: bool = False) -> Sequence[admin_pb2.TopicSummary]:
+        """All topics, by name."""
+        request = admin_pb2.ListTopicsRequest(include_internal=include_internal)
+        answer = self._client.call(lambda node: node.admin.ListTopics, request)
+        return sorted(answer.topics, key=lambda topic: topic.name)
+
+    def describe_topics(
+        self, names: Iterable[str] = (), *, under_replicated_only: bool = False
+    ) -> Sequence[admin_pb2.TopicDescription]:
+        """Describe topics; no names: all that are not internal.
+
+        Raises:
+            FluxlogError: UNKNOWN_TOPIC for the first name that does not exist.
+        """
+        request = admin_pb2.DescribeTopicsRequest(names=list(names), under_replicated_only=under_replicated_only)
+        answer = self._client.call(lambda node: node.admin.DescribeTopics, request)
+        if answer.errors:
+            raise from_error_message(answer.errors[0])
+        return list(answer.topics)
+
+    def describe_topic(self, name: str) -> admin_pb2.TopicDescription:
+        """Describe one topic, partitions in ascending order.
+
+        Raises:
+            FluxlogError: UNKNOWN_TOPIC.
+        """
+        topics = self.describe_topics([name])
+        if not topics:
+            raise FluxlogError("UNKNOWN_TOPIC", f"no topic {name!r}")
+        return topics[0]
+
+    def alter_topic(
+        self, name: str, *, set_configs: Mapping[str, str] | None = None, delete_configs: Sequence[str] = ()
+    ) -> Mapping[str, str]:
+        """Set and remove configuration keys; returns all that are set afterwards."""
+        request = admin_pb2.AlterTopicRequest(name=name, set_configs=set_configs or {}, delete_configs=delete_configs)
+        answer = self._client.call(lambda node: node.admin.AlterTopic, request, patience=self._patience)
+        return dict(answer.configs)
+
+    def add_partitions(self, name: str, total_partitions: int) -> int:
+        """Raise the number of partitions to a new total; returns it."""
+        request = admin_pb2.AddPartitionsRequest(name=name, total_partitions=total_partitions)
+        return self._client.call(
+            lambda node: node.admin.AddPartitions, request, patience=self._patience, safe=False
+        ).partitions
+
+    def delete_topic(self, name: str, *, if_exists: bool = False) -> bool:
+        """Delete a topic and its records; returns whether there was one."""
+        request = admin_pb2.DeleteTopicRequest(name=name, if_exists=if_exists)
+        return self._client.call(
+            lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=if_exists
+        ).deleted
+
+    def describe_cluster(self, *, address: str = "", timeout: float = 5.0) -> admin_pb2.DescribeClusterResponse:
+        """The cluster as one node sees it: any that answers, or the one at an address."""
+        request = admin_pb2.DescribeClusterRequest()
+        if not address:
+            return self._client.learn_nodes(timeout=timeout)
+        return self._client.call_node(address, lambda node: node.admin.DescribeCluster, request, timeout=timeout)
+
+    def transfer_leadership(
+        self, topic: str, partition: int, *, to_node: int = 0
+    ) -> admin_pb2.TransferLeadershipResponse:
+        """Move a partition's leadership to a node, or (0) to any replica that is caught up."""
+        request = admin_pb2.TransferLeadershipRequest(topic=topic, partition=partition, to_node=to_node)
+        return self._client.call(lambda node: node.admin.TransferLeadership, request, patience=5.0)
+
+    def node_address(self, node_id: int) -> str:
+        """Client address of a node.
+
+        Raises:
+            FluxlogError: UNKNOWN_NODE.
+        """
+        for node in self.describe_cluster().nodes:
+            if node.node_id == node_id:
+                return node.address
+        raise FluxlogError("UNKNOWN_NODE", f"the cluster has no node {node_id}")
+
+    def stop_node(self, node_id: int) -> None:
+        """End a node's process as SIGTERM would. The node must have been started with leave for it."""
+        request = admin_pb2.StopNodeRequest(node_id=node_id)
+        self._client.call_node(self.node_address(node_id), lambda node: node.admin.StopNode, request)
+
+    def kill_node(self, node_id: int) -> None:
+        """End a node's process as SIGKILL would. The node must have been started with leave for it."""
+        request, address = admin_pb2.KillNodeRequest(node_id=node_id), self.node_address(node_id)
+        try:
+            self._client.call_node(address, lambda node: node.admin.KillNode, request)
+        except FluxlogError as failure:
+            if failure.from_server:
+                raise
+            # The process ended before its answer left: that is what was asked for.

@@ -1,0 +1,378 @@
+"""A small cluster in this process behind the real gRPC stack: real servicers on loopback ports, records in lists.
+
+It keeps the promises that the client relies on (order within a stream, a producer table, dense offsets, errors with
+details) and breaks calls on demand: `faults` holds what the next produce requests of a partition meet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TypeVar
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from fluxd.core.entry import EntryKind, build_frame
+from fluxlog.batch import decode_batch
+from fluxlog.v1 import admin_pb2, admin_pb2_grpc, errors_pb2, log_pb2, record_pb2
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+_STATUS = {
+    "UNKNOWN_TOPIC": grpc.StatusCode.NOT_FOUND,
+    "OFFSET_OUT_OF_RANGE": grpc.StatusCode.OUT_OF_RANGE,
+    "TOPIC_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
+}
+
+
+class Fault(Enum):
+    """What happens to one produce request."""
+
+    NO_QUORUM = auto()
+    NO_LEADER = auto()
+    INVALID_ARGUMENT = auto()
+    OUTCOME_UNKNOWN_WRITTEN = auto()
+    OUTCOME_UNKNOWN_NOT_WRITTEN = auto()
+    BREAK_BEFORE = auto()
+    BREAK_AFTER = auto()
+
+
+@dataclass
+class FakePartition:
+    """Committed batches, and which (producer, sequence) they were."""
+
+    leader: int
+    frames: list[bytes] = field(default_factory=list)
+    bases: list[int] = field(default_factory=list)
+    values: list[bytes | None] = field(default_factory=list)
+    written: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    next_sequence: dict[bytes, int] = field(default_factory=lambda: defaultdict(int))
+    corrupt_next: bool = False
+
+    def append(self, batch: record_pb2.RecordBatch, values: list[bytes | None]) -> int:
+        """Commit one batch; returns its base offset."""
+        base = len(self.values)
+        data = batch.SerializeToString()
+        self.frames.append(
+            build_frame(
+                kind=EntryKind.RECORDS,
+                base_offset=base,
+                raft_index=len(self.frames) + 1,
+                leader_epoch=1,
+                append_time_ms=1_000 + base,
+                record_count=batch.record_count,
+                previous_checksum=0,
+                batches=[data],
+            )
+        )
+        self.bases.append(base)
+        self.values += values
+        return base
+
+
+class FakeError(Exception):
+    """To be answered as an error with details."""
+
+    def __init__(self, reason: str, *, outcome: str = "REJECTED", retriable: bool = False, **metadata: str) -> None:
+        super().__init__(reason)
+        self.reason, self.outcome, self.retriable, self.metadata = reason, outcome, retriable, metadata
+
+    def message(self) -> errors_pb2.Error:
+        return errors_pb2.Error(
+            reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{self.reason}"),
+            outcome=errors_pb2.Outcome.Value(f"OUTCOME_{self.outcome}"),
+            retriable=self.retriable,
+            message=f"fake {self.reason}",
+            metadata=self.metadata,
+        )
+
+    def abort(self, context: grpc.ServicerContext) -> None:
+        info = error_details_pb2.ErrorInfo(domain="fluxlog", reason=self.reason)
+        info.metadata.update(outcome=self.outcome, retriable="true" if self.retriable else "false", **self.metadata)
+        detail = any_pb2.Any()
+        detail.Pack(info)
+        code = _STATUS.get(self.reason, grpc.StatusCode.UNAVAILABLE)
+        status = status_pb2.Status(code=code.value[0], message=f"fake {self.reason}", details=[detail])
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(code, f"fake {self.reason}")
+
+
+class FakeCluster:
+    """Nodes 1..n. Node 1 leads everything unless told otherwise."""
+
+    def __init__(self, nodes: int = 1) -> None:
+        self.lock = threading.Lock()
+        self.topics: dict[str, list[FakePartition]] = {}
+        self.faults: dict[int, deque[Fault]] = defaultdict(deque)
+        self.produced = 0
+        self.requests: list[tuple[int, bytes, int]] = []
+        self.addresses: dict[int, str] = {}
+        self._servers: dict[int, grpc.Server] = {}
+        for node_id in range(1, nodes + 1):
+            self.start(node_id)
+
+    def start(self, node_id: int) -> None:
+        server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        log = _Log(self, node_id)
+        server.add_generic_rpc_handlers((log.handlers(),))
+        admin_pb2_grpc.add_AdminServicer_to_server(_Admin(self, node_id), server)  # type: ignore[abstract]
+        port = server.add_insecure_port(self.addresses.get(node_id, "127.0.0.1:0"))
+        self.addresses[node_id] = f"127.0.0.1:{port}" if ":" not in str(port) else str(port)
+        server.start()
+        self._servers[node_id] = server
+
+    def kill(self, node_id: int) -> None:
+        """Connections break; another node leads."""
+        self._servers.pop(node_id).stop(None).wait()
+        for partitions in self.topics.values():
+            for partition in partitions:
+                if partition.leader == node_id and self._servers:
+                    partition.leader = min(self._servers)
+
+    def stop(self) -> None:
+        for server in list(self._servers.values()):
+            server.stop(None).wait()
+
+    def up(self) -> set[int]:
+        return set(self._servers)
+
+    def create(self, name: str, partitions: int = 1) -> list[FakePartition]:
+        self.topics[name] = [FakePartition(min(self._servers)) for _ in range(partitions)]
+        return self.topics[name]
+
+    def partition(self, topic: str, number: int) -> FakePartition:
+        if topic not in self.topics:
+            raise FakeError("UNKNOWN_TOPIC")
+        if number >= len(self.topics[topic]):
+            raise FakeError("UNKNOWN_PARTITION")
+        return self.topics[topic][number]
+
+    def hint(self, partition: FakePartition) -> log_pb2.LeaderHint:
+        return log_pb2.LeaderHint(node_id=partition.leader, address=self.addresses[partition.leader], leader_epoch=1)
+
+    def produce(self, request: log_pb2.ProduceRequest) -> tuple[log_pb2.ProduceResponse, Fault | None]:
+        """Commit, or raise; a fault that breaks the connection afterwards is returned."""
+        with self.lock:
+            self.produced += 1
+            batch = request.batch
+            self.requests.append((request.partition, batch.producer_id, batch.base_sequence))
+            partition = self.partition(request.topic, request.partition)
+            faults = self.faults[request.partition]
+            fault = faults.popleft() if faults else None
+            match fault:
+                case Fault.NO_QUORUM | Fault.NO_LEADER:
+                    raise FakeError(fault.name, retriable=True, missing_nodes="2,3", partition=str(request.partition))
+                case Fault.INVALID_ARGUMENT:
+                    raise FakeError("INVALID_ARGUMENT")
+                case Fault.OUTCOME_UNKNOWN_NOT_WRITTEN:
+                    raise FakeError("OUTCOME_UNKNOWN", outcome="UNKNOWN", retriable=True)
+                case Fault.BREAK_BEFORE:
+                    raise ConnectionError
+                case _:
+                    pass
+            key = (batch.producer_id, batch.base_sequence)
+            duplicate = key in partition.written
+            if not duplicate:
+                expected = partition.next_sequence[batch.producer_id]
+                if batch.base_sequence != expected:
+                    raise FakeError("OUT_OF_ORDER_SEQUENCE", expected_sequence=str(expected))
+                partition.next_sequence[batch.producer_id] += batch.record_count
+                partition.written[key] = partition.append(batch, decode_batch(batch).values())
+            if fault is Fault.OUTCOME_UNKNOWN_WRITTEN:
+                raise FakeError("OUTCOME_UNKNOWN", outcome="UNKNOWN", retriable=True)
+            response = log_pb2.ProduceResponse(
+                base_offset=partition.written[key],
+                record_count=batch.record_count,
+                leader_epoch=1,
+                copies_on_disk=2,
+                duplicate=duplicate,
+                leader=self.hint(partition),
+            )
+            return response, fault
+
+
+class _Log:
+    def __init__(self, cluster: FakeCluster, node_id: int) -> None:
+        self._cluster, self._node_id = cluster, node_id
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """By hand, since Fetch answers with bytes as they are: parsing and encoding them again would give others."""
+        return grpc.method_handlers_generic_handler(
+            "fluxlog.v1.Log",
+            {
+                "Produce": grpc.unary_unary_rpc_method_handler(
+                    self.Produce, log_pb2.ProduceRequest.FromString, log_pb2.ProduceResponse.SerializeToString
+                ),
+                "ProduceStream": grpc.stream_stream_rpc_method_handler(
+                    self.ProduceStream,
+                    log_pb2.ProduceStreamRequest.FromString,
+                    log_pb2.ProduceStreamResponse.SerializeToString,
+                ),
+                "Fetch": grpc.unary_unary_rpc_method_handler(self.fetch_bytes, log_pb2.FetchRequest.FromString, bytes),
+                "ListOffsets": grpc.unary_unary_rpc_method_handler(
+                    self.ListOffsets,
+                    log_pb2.ListOffsetsRequest.FromString,
+                    log_pb2.ListOffsetsResponse.SerializeToString,
+                ),
+            },
+        )
+
+    def ProduceStream(
+        self, request_iterator: Iterator[log_pb2.ProduceStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[log_pb2.ProduceStreamResponse]:
+        for item in request_iterator:
+            try:
+                response, fault = self._cluster.produce(item.request)
+            except FakeError as error:
+                yield log_pb2.ProduceStreamResponse(correlation_id=item.correlation_id, error=error.message())
+                continue
+            except ConnectionError:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "broken on purpose")
+            if fault is Fault.BREAK_AFTER:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "broken on purpose")
+            yield log_pb2.ProduceStreamResponse(correlation_id=item.correlation_id, committed=response)
+
+    def Produce(self, request: log_pb2.ProduceRequest, context: grpc.ServicerContext) -> log_pb2.ProduceResponse:
+        try:
+            return self._cluster.produce(request)[0]
+        except FakeError as error:
+            error.abort(context)
+            raise
+
+    def fetch_bytes(self, request: log_pb2.FetchRequest, context: grpc.ServicerContext) -> bytes:
+        cluster = self._cluster
+        try:
+            partition = cluster.partition(request.topic, request.partition)
+            end = len(partition.values)
+            if request.offset > end:
+                raise FakeError("OFFSET_OUT_OF_RANGE", log_start_offset="0", high_watermark=str(end))
+        except FakeError as error:
+            error.abort(context)
+            raise
+        entries, next_offset = b"", request.offset
+        for frame, base in zip(partition.frames, partition.bases, strict=True):
+            entry = log_pb2.FetchResponse.FromString(frame).entries[0]
+            if base + entry.stamp.record_count > request.offset and len(entries) + len(frame) <= (1 << 20):
+                entries += frame
+                next_offset = base + entry.stamp.record_count
+        status = log_pb2.FetchStatus(
+            high_watermark=end, next_offset=next_offset, leader=cluster.hint(partition), served_by=self._node_id
+        )
+        return log_pb2.FetchResponse(status=status).SerializeToString() + entries
+
+    def ListOffsets(
+        self, request: log_pb2.ListOffsetsRequest, context: grpc.ServicerContext
+    ) -> log_pb2.ListOffsetsResponse:
+        results = []
+        for query in request.queries:
+            result = log_pb2.OffsetResult(topic=query.topic, partition=query.partition)
+            try:
+                partition = self._cluster.partition(query.topic, query.partition)
+                offset = 0 if query.WhichOneof("at") == "earliest" else len(partition.values)
+                if query.WhichOneof("at") == "time_ms":
+                    offset = next((base for base in partition.bases if 1_000 + base >= query.time_ms), offset)
+                result.found.offset = offset
+            except FakeError as error:
+                result.error.CopyFrom(error.message())
+            results.append(result)
+        return log_pb2.ListOffsetsResponse(results=results)
+
+
+def _answered(
+    method: Callable[[_Admin, Request], Response],
+) -> Callable[[_Admin, Request, grpc.ServicerContext], Response]:
+    def call(self: _Admin, request: Request, context: grpc.ServicerContext) -> Response:
+        try:
+            return method(self, request)
+        except FakeError as error:
+            error.abort(context)
+            raise
+
+    return call
+
+
+class _Admin(admin_pb2_grpc.AdminServicer):
+    def __init__(self, cluster: FakeCluster, node_id: int) -> None:
+        self._cluster, self._node_id = cluster, node_id
+
+    def DescribeCluster(
+        self, request: admin_pb2.DescribeClusterRequest, context: grpc.ServicerContext
+    ) -> admin_pb2.DescribeClusterResponse:
+        cluster = self._cluster
+        nodes = [
+            admin_pb2.NodeDescription(
+                node_id=node_id,
+                address=address,
+                state=admin_pb2.NODE_STATE_UP if node_id in cluster.up() else admin_pb2.NODE_STATE_DOWN,
+                last_heard_ms=0,
+                version="0.1.0",
+            )
+            for node_id, address in sorted(cluster.addresses.items())
+        ]
+        return admin_pb2.DescribeClusterResponse(
+            cluster_id="fake", node_id=self._node_id, controller_node=min(cluster.up()), nodes=nodes,
+            topics=len(cluster.topics),
+        )  # fmt: skip
+
+    @_answered
+    def CreateTopic(self, request: admin_pb2.CreateTopicRequest) -> admin_pb2.CreateTopicResponse:
+        if request.name in self._cluster.topics and not request.if_not_exists:
+            raise FakeError("TOPIC_EXISTS")
+        created = request.name not in self._cluster.topics
+        if created:
+            self._cluster.create(request.name, request.partitions or 1)
+        return admin_pb2.CreateTopicResponse(
+            name=request.name,
+            topic_id=bytes(16),
+            created=created,
+            partitions=request.partitions or 1,
+            replication_factor=request.replication_factor or 1,
+            all_leaders_elected=True,
+        )
+
+    def ListTopics(
+        self, request: admin_pb2.ListTopicsRequest, context: grpc.ServicerContext
+    ) -> admin_pb2.ListTopicsResponse:
+        return admin_pb2.ListTopicsResponse(
+            topics=[
+                admin_pb2.TopicSummary(name=name, topic_id=bytes(16), partitions=len(partitions), replication_factor=1)
+                for name, partitions in self._cluster.topics.items()
+            ]
+        )
+
+    def DescribeTopics(
+        self, request: admin_pb2.DescribeTopicsRequest, context: grpc.ServicerContext
+    ) -> admin_pb2.DescribeTopicsResponse:
+        response = admin_pb2.DescribeTopicsResponse()
+        for name in request.names or self._cluster.topics:
+            if name not in self._cluster.topics:
+                response.errors.append(FakeError("UNKNOWN_TOPIC").message())
+                continue
+            topic = response.topics.add(name=name, topic_id=bytes(16), replication_factor=1)
+            for number, partition in enumerate(self._cluster.topics[name]):
+                description = topic.partitions.add(
+                    partition=number,
+                    leader_node=partition.leader,
+                    leader_epoch=1,
+                    replicas=[partition.leader],
+                    isr=[partition.leader],
+                    high_watermark=len(partition.values),
+                    log_end_offset=len(partition.values),
+                )
+                description.replica_states.add(
+                    node_id=partition.leader, state=admin_pb2.REPLICA_STATE_LEADER, last_heard_ms=0, in_sync=True
+                )
+        return response
+
+    @_answered
+    def DeleteTopic(self, request: admin_pb2.DeleteTopicRequest) -> admin_pb2.DeleteTopicResponse:
+        if request.name not in self._cluster.topics and not request.if_exists:
+            raise FakeError("UNKNOWN_TOPIC")
+        return admin_pb2.DeleteTopicResponse(deleted=self._cluster.topics.pop(request.name, None) is not None)
