@@ -1,0 +1,167 @@
+"""The file `state` of one partition: sync mark and checkpoint, in two slots of 64 bytes.
+
+    position  bytes  content (little-endian)
+    0         4      "FXS1"
+    4         4      generation
+    8         8      sequence: the valid slot with the larger one holds
+    16        8      sync mark: first index of the segment,
+    24        8      … position in it, after the last synced entry,
+    32        8      … index of that entry
+    40        8      checkpoint: commit index, at most the mark's index
+    48        8      … term of that entry
+    56        4      reserved, 0
+    60        4      CRC-32C of bytes 0..59
+
+Slot 0 stands at 0, slot 1 at 512: a torn sector takes one of them. The file is 1,024 bytes long from its creation.
+
+A slot is written without a sync after each sync of the log, always into the slot that is *not* known to be durable;
+so a power cut that tears it leaves the older one, whose mark is lower, which is safe: the mark says what must be
+there, not what may. It is written with a sync where it falls (before a truncation) and where a segment is finished
+(before the first sync of the next one).
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crc32c import crc32c
+
+from fluxd.core.types import RaftIndex, Term
+from fluxd.storage.filesystem import File, FileSystem
+
+STATE_NAME = "state"
+SLOT_BYTES = 64
+SLOT_POSITIONS = (0, 512)
+FILE_BYTES = 1024
+_MAGIC = b"FXS1"
+_SLOT = struct.Struct("<4sIQQQQQQI")
+_CHECKSUM = struct.Struct("<I")
+assert _SLOT.size + _CHECKSUM.size == SLOT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """All up to here has been synced: (segment, position after the entry, the entry's index)."""
+
+    segment: RaftIndex
+    position: int
+    index: RaftIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was known to be committed and was synced: (index, its term), in a generation."""
+
+    commit_index: RaftIndex
+    commit_term: Term
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Content of a slot."""
+
+    mark: Mark
+    checkpoint: Checkpoint
+
+
+class StateFile:
+    """The open file. `raise_mark` may run in a thread beside the loop, which does the rest."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self.state: State | None = None
+        self._sequence = 0
+        self._slot = 0
+        self._load()
+
+    @classmethod
+    def create(cls, fs: FileSystem, path: str, state: State) -> StateFile:
+        """A new file, synced; its name is not."""
+        file = fs.open(path, create=True)
+        file.truncate(0)
+        file.append(bytes(FILE_BYTES))
+        created = cls(file)
+        created.write_synced(state)
+        return created
+
+    @classmethod
+    def open(cls, fs: FileSystem, path: str) -> StateFile | None:
+        """The file as it is, synced, since a kill leaves bytes that are not; None: missing, or no slot is valid."""
+        try:
+            file = fs.open(path)
+        except FileNotFoundError:
+            return None
+        opened = cls(file)
+        if opened.state is None:
+            file.close()
+            return None
+        if file.size() < FILE_BYTES:
+            file.append(bytes(FILE_BYTES - file.size()))
+        file.sync()
+        return opened
+
+    def write(self, state: State) -> None:
+        """Write without a sync; a power cut may leave what was there before."""
+        with self._lock:
+            self._write(state)
+
+    def write_synced(self, state: State) -> None:
+        """Write durably. Blocks."""
+        with self._lock:
+            self._write(state)
+            self._sync()
+
+    def raise_mark(self, mark: Mark, *, unless: Callable[[], bool]) -> None:
+        """Write another mark durably, the checkpoint staying as it is. Blocks.
+
+        Args:
+            unless: asked when nobody else writes; if true nothing is done (the log was truncated in the meantime).
+        """
+        with self._lock:
+            if not unless():
+                assert self.state is not None
+                self._write(State(mark, self.state.checkpoint))
+                self._sync()
+
+    def close(self) -> None:
+        """Harmless when closed."""
+        self._file.close()
+
+    def _write(self, state: State) -> None:
+        mark, checkpoint = state.mark, state.checkpoint
+        self._sequence += 1
+        body = _SLOT.pack(
+            _MAGIC, checkpoint.generation, self._sequence, mark.segment, mark.position, mark.index,
+            checkpoint.commit_index, checkpoint.commit_term, 0,
+        )  # fmt: skip
+        self._file.write_at(SLOT_POSITIONS[self._slot], body + _CHECKSUM.pack(crc32c(body)))
+        self.state = state
+
+    def _sync(self) -> None:
+        self._file.sync()
+        self._slot ^= 1
+
+    def _load(self) -> None:
+        data = self._file.read(0, FILE_BYTES)
+        for slot, position in enumerate(SLOT_POSITIONS):
+            found = _parse(data[position : position + SLOT_BYTES])
+            if found is not None and found[0] > self._sequence:
+                self._sequence, self.state = found
+                self._slot = slot ^ 1
+
+
+def _parse(slot: bytes) -> tuple[int, State] | None:
+    if len(slot) != SLOT_BYTES or crc32c(slot[: _SLOT.size]) != _CHECKSUM.unpack_from(slot, _SLOT.size)[0]:
+        return None
+    magic, generation, sequence, segment, position, index, commit_index, commit_term, _ = _SLOT.unpack_from(slot)
+    if magic != _MAGIC or not 1 <= segment <= index or not 1 <= commit_index <= index:
+        return None
+    return sequence, State(
+        Mark(RaftIndex(segment), position, RaftIndex(index)),
+        Checkpoint(RaftIndex(commit_index), Term(commit_term), generation),
+    )

@@ -1,0 +1,373 @@
+"""The log of one partition, which is its group's Raft log: append, read, sync, truncate.
+
+Everything here runs on the loop but what it hands out to be run elsewhere: the steps of a SyncJob and of a snapshot,
+and the callable of a read plan. Reads of entries that are not in memory block for a page-cache read.
+
+Durability in three steps. `append` writes. `begin_sync` fixes what a sync will cover; its steps run in a thread.
+`finish_sync` makes `synced_index` what the job covered and writes the sync mark. A truncation makes a job in flight
+void: what it covered is no more what the log holds; the next job covers the rest.
+
+Deliberately absent: checks of a frame's checksum on append (the caller has verified it; the chain is checked here),
+retention, and any repair of corruption: a log that does not open stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from fluxd.core.entry import Stamp, birth_frame, read_stamp
+from fluxd.core.errors import InvariantViolation
+from fluxd.core.types import GroupId, Offset, RaftIndex, Term
+from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, Mark, State, StateFile
+from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.frames import breach
+from fluxd.storage.index import SegmentIndex
+from fluxd.storage.reader import entry_with_record, read_frames
+from fluxd.storage.recovery import Recovered, recover
+from fluxd.storage.segment import Segment, segment_name
+from fluxd.storage.segments import Segments
+from fluxd.storage.snapshot import load_snapshot, snapshot_steps
+from fluxd.storage.sync import LogSync, SyncJob
+from fluxd.storage.tail import TailCache
+
+
+class PartitionLog:
+    """An open log. Made by `create` or `open`.
+
+    Invariant: first_index <= synced_index <= last_index. After an OSError of `truncate_suffix` or of a sync's step
+        the log must be closed and opened again; after one of `append` it is as before.
+    """
+
+    def __init__(
+        self, fs: FileSystem, directory: str, recovered: Recovered, generation: int, *, segment_bytes: int
+    ) -> None:
+        assert recovered.state.state is not None
+        self._fs = fs
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._segments = Segments(fs, recovered.segments)
+        self._state = recovered.state
+        self._last = recovered.last
+        self._tail = TailCache()
+        self._size_bytes = sum(segment.size for segment in recovered.segments)
+        self._sync = LogSync(fs, directory, self._segments, recovered.state)
+        self._generation = generation
+        self._checkpoint = self._valid_checkpoint(recovered.state.state.checkpoint)
+        self._commit_index: RaftIndex = self._checkpoint.commit_index if self._checkpoint else self.first_index
+
+    @classmethod
+    def create(
+        cls, fs: FileSystem, directory: str, group: GroupId, generation: int, *, segment_bytes: int
+    ) -> PartitionLog:
+        """A new log with its birth entry, durable when this returns. Blocks.
+
+        What is left of a creation that was cut off is removed. The state file is made last: a log without it was not
+        created.
+        """
+        fs.remove_tree(directory)
+        fs.make_directory(directory)
+        parent = directory
+        while parent:
+            parent = parent.rpartition("/")[0]
+            fs.sync_directory(parent)
+        frame = birth_frame(group, generation)
+        stamp = read_stamp(frame)
+        path = f"{directory}/{segment_name(stamp.raft_index)}"
+        segment = Segment(path, stamp, 0, index=SegmentIndex(), file=fs.open(path, create=True))
+        segment.append(frame, stamp)
+        assert segment.file is not None
+        segment.file.sync()
+        fs.sync_directory(directory)
+        mark = Mark(segment.first_index, segment.size, stamp.raft_index)
+        checkpoint = Checkpoint(stamp.raft_index, stamp.leader_epoch, generation)
+        state = StateFile.create(fs, f"{directory}/{STATE_NAME}", State(mark, checkpoint))
+        fs.sync_directory(directory)
+        log = cls(fs, directory, Recovered([segment], stamp, state), generation, segment_bytes=segment_bytes)
+        log._tail.append(stamp, frame)
+        return log
+
+    @classmethod
+    def open(
+        cls, fs: FileSystem, directory: str, group: GroupId, generation: int, *, segment_bytes: int
+    ) -> PartitionLog:
+        """Open a log; a torn tail is cut. All that it holds is durable when this returns. Blocks.
+
+        Args:
+            segment_bytes: a segment is closed when the next frame would make it larger.
+
+        Raises:
+            LogMissing: there is none, or its creation did not finish; nothing was written.
+            LogCorrupt: the replica must stay out; nothing was written.
+            OSError: retriable.
+        """
+        return cls(fs, directory, recover(fs, directory, group), generation, segment_bytes=segment_bytes)
+
+    # ---- where it begins and ends
+
+    @property
+    def first_index(self) -> RaftIndex:
+        """Index of the first entry."""
+        return self._segments.all[0].first_index
+
+    @property
+    def last_index(self) -> RaftIndex:
+        """Index of the last entry (inclusive)."""
+        return self._last.raft_index
+
+    @property
+    def last_term(self) -> Term:
+        """Term of the last entry."""
+        return self._last.leader_epoch
+
+    @property
+    def last_checksum(self) -> int:
+        """Checksum of the last entry: stands for the whole log."""
+        return self._last.checksum
+
+    @property
+    def last_append_time_ms(self) -> int:
+        """Append time of the last entry; 0 for the birth entry."""
+        return self._last.append_time_ms
+
+    @property
+    def log_start_offset(self) -> Offset:
+        """Offset of the first record that can be read."""
+        return self._segments.all[0].base_offset
+
+    @property
+    def log_end_offset(self) -> Offset:
+        """Offset of the next record (exclusive)."""
+        return self._last.next_offset
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all segments."""
+        return self._size_bytes
+
+    @property
+    def synced_index(self) -> RaftIndex:
+        """Highest index known to be durable (inclusive)."""
+        return self._sync.mark.index
+
+    @property
+    def dirty(self) -> bool:
+        """Something was written that no finished sync covers."""
+        return self._sync.mark.index < self._last.raft_index
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """As read at open; None where it does not fit the log or the generation."""
+        return self._checkpoint
+
+    # ---- writing
+
+    def append(self, frame: bytes, stamp: Stamp | None = None) -> Stamp:
+        """Write one entry at the end; not durable before a sync.
+
+        Args:
+            frame: whole, its checksum verified by the caller; kept in memory as it is.
+            stamp: of the frame, where the caller has read it already.
+
+        Raises:
+            InvariantViolation: it does not continue the log; nothing was written.
+            OSError: nothing was written (disk full).
+        """
+        if stamp is None:
+            stamp = read_stamp(frame)
+        why = breach(self._last, stamp)
+        if why or stamp.frame_bytes != len(frame):
+            raise InvariantViolation(
+                f"{self._directory}: {why or f'a frame of {stamp.frame_bytes} in {len(frame)} bytes'}"
+            )
+        segment = self._segments.active
+        if segment.size + stamp.frame_bytes > self._segment_bytes:
+            segment = self._roll(frame, stamp)
+        else:
+            segment.append(frame, stamp)
+        self._sync.wrote(segment)
+        self._last = stamp
+        self._size_bytes += stamp.frame_bytes
+        self._tail.append(stamp, frame)
+        return stamp
+
+    def _roll(self, frame: bytes, stamp: Stamp) -> Segment:
+        path = f"{self._directory}/{segment_name(stamp.raft_index)}"
+        file = self._fs.open(path, create=True)
+        segment = Segment(path, stamp, 0, index=SegmentIndex(), file=file)
+        try:
+            segment.append(frame, stamp)
+        except OSError:
+            file.close()
+            self._fs.remove(path)
+            raise
+        self._sync.rolled(self._segments.active)
+        self._segments.all.append(segment)
+        return segment
+
+    def truncate_suffix(self, first_removed: RaftIndex) -> None:
+        """Remove an entry and all behind it; durable when this returns. Blocks.
+
+        The sync mark falls first, durably: with the old one a power cut after the truncation would look like
+        corruption.
+
+        Raises:
+            InvariantViolation: the entry is the first one, or at or below a commit index given to `finish_sync`.
+            OSError: the log must be closed and opened again.
+        """
+        if first_removed > self.last_index:
+            return
+        if first_removed <= max(self.first_index, self._commit_index):
+            raise InvariantViolation(
+                f"{self._directory}: truncation from {first_removed}, committed {self._commit_index}"
+            )
+        last = self.stamp_at(RaftIndex(first_removed - 1))
+        segments = self._segments
+        kept, end = segments.position_of(last.raft_index)
+        end += last.frame_bytes
+        self._sync.fall(Mark(kept.first_index, end, last.raft_index))
+        self._remove_behind(kept)
+        if kept.file is None:
+            kept.file = self._fs.open(kept.path)
+        kept.file.truncate(end)
+        kept.file.sync()
+        assert kept.index is not None
+        kept.index.truncate(first_removed)
+        kept.size = end
+        self._size_bytes = sum(segment.size for segment in segments.all)
+        self._last = last
+        self._tail.truncate(first_removed)
+        segments.forget_window()
+
+    def _remove_behind(self, kept: Segment) -> None:
+        """Last one first, so that what a power cut leaves is a prefix."""
+        segments = self._segments.all
+        while segments[-1] is not kept:
+            removed = segments.pop()
+            removed.close()
+            self._fs.remove(removed.path)
+            self._sync.removed(removed)
+        self._fs.sync_directory(self._directory)
+        self._sync.names_synced()
+
+    # ---- syncing
+
+    def begin_sync(self) -> SyncJob:
+        """Fix what the next sync covers: all that is written now. One job at a time."""
+        return self._sync.begin(self.last_index)
+
+    def finish_sync(self, job: SyncJob, commit_index: RaftIndex) -> None:
+        """All steps of the job have returned: what it covered is durable. Writes mark and checkpoint, not synced.
+
+        Args:
+            commit_index: known to be committed; the checkpoint gets at most what is synced.
+
+        Raises:
+            OSError: of writing the mark; the log must be closed and opened again.
+        """
+        self._commit_index = max(self._commit_index, commit_index)
+        if self._sync.finish(job):
+            commit = RaftIndex(min(self._commit_index, self.synced_index))
+            self._sync.record(Checkpoint(commit, self.term_at(commit), self._generation))
+
+    # ---- reading entries
+
+    def term_at(self, index: RaftIndex) -> Term:
+        """Term of an entry in first_index..last_index."""
+        if not self.first_index <= index <= self.last_index:
+            raise InvariantViolation(f"{self._directory}: no entry {index} in {self.first_index}..{self.last_index}")
+        hit = self._tail.get(index)
+        return hit[0].leader_epoch if hit else self._segments.term_at(index)
+
+    def epoch_first_index(self, index: RaftIndex, lower_limit: RaftIndex) -> RaftIndex:
+        """First index of the run of equal terms that holds an entry, or the limit where that is higher."""
+        return self._segments.run_start(index, RaftIndex(max(lower_limit, self.first_index)))
+
+    def stamp_at(self, index: RaftIndex) -> Stamp:
+        """Header of an entry in first_index..last_index."""
+        return self._entry(index)[0]
+
+    def frame_at(self, index: RaftIndex) -> bytes:
+        """Whole frame of an entry in first_index..last_index.
+
+        Raises:
+            CorruptDataError: the disk no longer has what was written.
+        """
+        return self._entry(index)[1]
+
+    def _entry(self, index: RaftIndex) -> tuple[Stamp, bytes]:
+        if not self.first_index <= index <= self.last_index:
+            raise InvariantViolation(f"{self._directory}: no entry {index} in {self.first_index}..{self.last_index}")
+        return self._tail.get(index) or self._segments.entry(index)
+
+    def next_offset_at(self, index: RaftIndex) -> Offset:
+        """Offset of the first record behind an entry: the high watermark that a commit index stands for."""
+        if index == self._last.raft_index:
+            return self._last.next_offset
+        return self._entry(index)[0].next_offset
+
+    # ---- reading records
+
+    def plan_read(self, offset: Offset, *, max_bytes: int, end_index: RaftIndex) -> bytes | Callable[[], bytes]:
+        """Whole frames from the one that holds a record, at most to an entry (inclusive).
+
+        Args:
+            offset: at least log_start_offset.
+            max_bytes: of all frames, but one is always returned. A plan ends at its segment's end at the latest.
+
+        Returns:
+            Bytes, empty where the record is not there yet; or a callable for another thread, which may raise
+            CorruptDataError or OSError.
+        """
+        if offset < self.log_start_offset:
+            raise ValueError(f"offset {offset} is below log_start_offset {self.log_start_offset}")
+        end_index = min(end_index, self.last_index)
+        if offset >= self.next_offset_at(end_index):
+            return b""
+        hit = self._tail.read(offset, max_bytes, end_index)
+        if hit is not None:
+            return hit
+        segment, following = self._segments.by_offset(offset)
+        return partial(read_frames, self._fs, segment, following, offset, max_bytes, end_index, segment.size)
+
+    def index_at_offset(self, offset: Offset) -> RaftIndex:
+        """Index of the entry that holds a record in log_start_offset..log_end_offset - 1. May block."""
+        if not self.log_start_offset <= offset < self.log_end_offset:
+            raise ValueError(f"offset {offset} is not in {self.log_start_offset}..{self.log_end_offset - 1}")
+        hit = self._tail.read(offset, 0, self.last_index)
+        if hit is not None:
+            return read_stamp(hit).raft_index
+        segment, following = self._segments.by_offset(offset)
+        return entry_with_record(self._fs, segment, following, offset, segment.size)[1].raft_index
+
+    def find_time(self, time_ms: int, end_index: RaftIndex) -> tuple[Offset, int] | None:
+        """First entry with records whose append time is at or after a time, at or below an index. Blocks.
+
+        Returns:
+            (base offset, append time), or None: there is none.
+        """
+        if time_ms > self._last.append_time_ms:
+            return None
+        return self._segments.find_time(time_ms, end_index)
+
+    # ---- snapshots, end
+
+    def write_snapshot(self, index: RaftIndex, payload: bytes) -> list[Callable[[], None]]:
+        """Blocking steps that write the state after a committed entry beside the log."""
+        return snapshot_steps(self._fs, self._directory, index, self.stamp_at(index).checksum, payload)
+
+    def load_snapshot(self, max_index: RaftIndex) -> tuple[RaftIndex, bytes] | None:
+        """The newest snapshot at or below an index that fits the log: (index, payload). Blocks."""
+        limit = RaftIndex(min(max_index, self.last_index))
+        return load_snapshot(self._fs, self._directory, limit, lambda index: self.stamp_at(index).checksum)
+
+    def close(self) -> None:
+        """Close all files; a sync in flight may fail then. Harmless when closed."""
+        for segment in self._segments.all:
+            segment.close()
+        self._state.close()
+
+    def _valid_checkpoint(self, found: Checkpoint) -> Checkpoint | None:
+        if found.generation != self._generation or not self.first_index <= found.commit_index <= self.last_index:
+            return None
+        return found if self.term_at(found.commit_index) == found.commit_term else None

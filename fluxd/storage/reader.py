@@ -1,0 +1,76 @@
+"""Reading whole frames for consumers from one segment file, in a thread."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from fluxd.core.entry import HEADER_BYTES, Stamp, read_stamp, verify_frame
+from fluxd.core.errors import CorruptDataError
+from fluxd.core.types import Offset, RaftIndex
+from fluxd.storage.filesystem import File, FileSystem
+from fluxd.storage.frames import walk_headers
+from fluxd.storage.segment import Segment
+
+
+def entry_with_record(
+    fs: FileSystem, segment: Segment, following: Stamp | None, offset: Offset, size: int
+) -> tuple[int, Stamp]:
+    """Position and stamp of the entry that holds a record, in the segment's first `size` bytes.
+
+    Raises:
+        CorruptDataError: the segment is damaged.
+    """
+    start = segment.load_index(fs, following).position_by_offset(offset)
+    with closing(fs.open(segment.path)) as file:
+        return _find(file, segment, start, offset, size)
+
+
+def read_frames(
+    fs: FileSystem,
+    segment: Segment,
+    following: Stamp | None,
+    offset: Offset,
+    max_bytes: int,
+    end_index: RaftIndex,
+    size: int,
+) -> bytes:
+    """Whole frames of one segment from the one that holds a record. Blocks; safe in any thread.
+
+    Args:
+        max_bytes: of the result, but the first frame is always in it.
+        end_index: last entry to return (inclusive).
+        size: bytes of the segment that may be read.
+
+    Raises:
+        CorruptDataError: the segment is damaged.
+        OSError: retriable.
+    """
+    start = segment.load_index(fs, following).position_by_offset(offset)
+    with closing(fs.open(segment.path)) as file:
+        position, stamp = _find(file, segment, start, offset, size)
+        wanted = min(max(max_bytes, stamp.frame_bytes), size - position)
+        data = file.read(position, wanted)
+    try:
+        end = _whole_frames(data, end_index)
+    except CorruptDataError as error:
+        raise CorruptDataError(f"{segment.path}: behind position {position}: {error}") from error
+    return data if end == len(data) else data[:end]
+
+
+def _find(file: File, segment: Segment, start: int, offset: Offset, size: int) -> tuple[int, Stamp]:
+    for position, stamp in walk_headers(file, start, size):
+        if stamp.next_offset > offset:
+            return position, stamp
+    raise CorruptDataError(f"{segment.path}: no entry with offset {offset}")
+
+
+def _whole_frames(data: bytes, end_index: RaftIndex) -> int:
+    """Where the last whole frame at or below an index ends; checksums verified."""
+    view, position = memoryview(data), 0
+    while len(data) - position >= HEADER_BYTES:
+        stamp = read_stamp(data, position)
+        if stamp.raft_index > end_index or stamp.frame_bytes > len(data) - position:
+            break
+        verify_frame(view[position : position + stamp.frame_bytes])
+        position += stamp.frame_bytes
+    return position

@@ -1,0 +1,262 @@
+"""Opening a log: what is there, what of it holds, and whether what does not is a torn tail or corruption.
+
+Read are the directory, the first header of each segment, and of the segment that the sync mark names and later ones:
+headers up to the mark, whole frames behind it. Closed segments are checked when they are first read.
+
+* Below the mark everything was durable: a bad header, a broken chain, a shorter or a missing file is corruption.
+* Above the mark: bad bytes with a sound frame behind them in the same file are corruption; bad bytes at the very end
+are a torn tail: cut. * A later segment that does not continue what is before it is removed: no sync that covered it
+has finished, as that would
+  have made the mark at the end of the previous segment durable first (`PartitionLog.begin_sync`).
+
+What is kept is synced before `recover` returns, and the mark moved behind it: nothing is acknowledged that a second
+power cut could take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fluxd.core import limits
+from fluxd.core.entry import HEADER_BYTES, Stamp, birth_frame
+from fluxd.core.types import GroupId, RaftIndex
+from fluxd.storage.checkpoint import STATE_NAME, Mark, State, StateFile
+from fluxd.storage.errors import LogCorrupt, LogMissing
+from fluxd.storage.filesystem import File, FileSystem
+from fluxd.storage.frames import BadFrame, breach, find_frame, stamp_at_position, walk_frames, walk_headers
+from fluxd.storage.index import SegmentIndex
+from fluxd.storage.segment import Segment, parse_segment_name, segment_name
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a log consists of. The last segment's file is open."""
+
+    segments: list[Segment]
+    last: Stamp
+    state: StateFile
+
+
+def recover(fs: FileSystem, directory: str, group: GroupId) -> Recovered:
+    """Open a log's files. Blocks.
+
+    Raises:
+        LogMissing: there is none; nothing was written.
+        LogCorrupt: nothing was written.
+        OSError: retriable.
+    """
+    names = fs.list(directory)
+    first_indexes = sorted(index for name in names if (index := parse_segment_name(name)) is not None)
+    state = StateFile.open(fs, f"{directory}/{STATE_NAME}")
+    if state is None:
+        raise _without_state(fs, directory, first_indexes)
+    recovery = _Recovery(fs, directory, group, state)
+    try:
+        recovered = recovery.run(first_indexes)
+        for name in names:
+            if name.endswith(TEMPORARY_SUFFIX):
+                fs.remove(f"{directory}/{name}")
+        fs.sync_directory(directory)  # a kill between creating a file and syncing its name left that undone
+        return recovered
+    except BaseException:
+        recovery.close()
+        raise
+
+
+def _without_state(fs: FileSystem, directory: str, first_indexes: list[RaftIndex]) -> LogMissing | LogCorrupt:
+    """The state file is the last thing that creation makes: without it there is at most a birth entry."""
+    if not first_indexes:
+        return LogMissing(f"{directory}: no segment")
+    path = f"{directory}/{segment_name(first_indexes[0])}"
+    if first_indexes == [1]:
+        file = fs.open(path)
+        size = file.size()
+        file.close()
+        if size <= HEADER_BYTES:
+            return LogMissing(f"{directory}: its creation was cut off")
+    return LogCorrupt(f"{directory}: {STATE_NAME} is missing or unreadable, but the log from {path} on is there")
+
+
+class _Recovery:
+    def __init__(self, fs: FileSystem, directory: str, group: GroupId, state: StateFile) -> None:
+        self._fs = fs
+        self._directory = directory
+        self._group = group
+        self._state = state
+        self._segments: list[Segment] = []
+        self._files: list[File] = []
+        self._previous: Stamp | None = None
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._state.close()
+
+    def run(self, first_indexes: list[RaftIndex]) -> Recovered:
+        assert self._state.state is not None
+        mark = self._state.state.mark
+        if mark.segment not in first_indexes:
+            raise LogCorrupt(
+                f"{self._directory}/{segment_name(mark.segment)} is missing; "
+                f"it was synced up to {mark.position}, index {mark.index}"
+            )
+        place = first_indexes.index(mark.segment)
+        for first_index in first_indexes[: place + 1]:
+            self._add_segment(first_index)
+        self._check_birth()
+        marked = self._segments[-1]
+        self._walk_to_mark(marked, mark)
+        cut_at = self._verify(marked)
+        kept = 0
+        for first_index in first_indexes[place + 1 :]:
+            if cut_at is not None or not self._continue_with(first_index):
+                break
+            kept += 1
+            cut_at = self._verify(self._segments[-1])
+        dropped = first_indexes[place + 1 + kept :]
+        last = self._previous
+        assert last is not None
+        self._make_durable(mark, dropped, cut_at)
+        for segment in self._segments[:-1]:
+            segment.close()
+        return Recovered(self._segments, last, self._state)
+
+    # ---- below the mark
+
+    def _add_segment(self, first_index: RaftIndex) -> None:
+        """Read a segment's first header; its file is open until the next one is added."""
+        path = f"{self._directory}/{segment_name(first_index)}"
+        if self._segments:
+            self._segments[-1].close()
+        file = self._fs.open(path)
+        self._files.append(file)
+        try:
+            first = stamp_at_position(file, 0)
+        except BadFrame as error:
+            raise LogCorrupt(f"{path}: {error}, where entry {first_index} begins") from error
+        if first.raft_index != first_index:
+            raise LogCorrupt(f"{path}: begins with entry {first.raft_index}")
+        before = self._segments[-1].first if self._segments else None
+        if before is not None and (
+            first.leader_epoch < before.leader_epoch
+            or first.base_offset < before.base_offset
+            or first.append_time_ms < before.append_time_ms
+        ):
+            raise LogCorrupt(f"{path}: entry {first_index} cannot stand behind entry {before.raft_index}")
+        self._segments.append(Segment(path, first, file.size(), file=file))
+
+    def _check_birth(self) -> None:
+        """The log begins with the birth entry of this group."""
+        segment = self._segments[0]
+        file = self._fs.open(segment.path)
+        found = file.read(0, HEADER_BYTES)
+        file.close()
+        if segment.first_index != 1:
+            raise LogCorrupt(f"{segment.path}: the log begins with entry {segment.first_index}, not with 1")
+        if found != birth_frame(self._group, segment.first.leader_epoch >> limits.GENERATION_TERM_BITS):
+            raise LogCorrupt(f"{segment.path}: position 0: entry 1 is not the birth entry of {self._group}")
+
+    def _walk_to_mark(self, segment: Segment, mark: Mark) -> None:
+        file = segment.file
+        assert file is not None
+        if file.size() < mark.position:
+            raise LogCorrupt(
+                f"{segment.path}: {file.size()} bytes, but it was synced up to {mark.position}, index {mark.index}"
+            )
+        index = SegmentIndex()
+        try:
+            for position, stamp in walk_headers(file, 0, mark.position):
+                why = breach(self._previous, stamp) if self._previous else None
+                if why:
+                    raise LogCorrupt(f"{segment.path}: position {position}: {why}; it was synced up to {mark.position}")
+                index.add(stamp, position)
+                self._previous = stamp
+        except BadFrame as error:
+            raise LogCorrupt(
+                f"{segment.path}: {error}; behind entry {self._previous.raft_index if self._previous else 0}, "
+                f"but it was synced up to {mark.position}, index {mark.index}"
+            ) from error
+        if self._previous is None or self._previous.raft_index != mark.index:
+            raise LogCorrupt(f"{segment.path}: position {mark.position} is not behind entry {mark.index}")
+        segment.index = index
+        segment.size = mark.position
+
+    # ---- above the mark
+
+    def _verify(self, segment: Segment) -> int | None:
+        """Take over what is whole behind the segment's size; returns where the torn tail begins, None without one."""
+        file, previous = segment.file, self._previous
+        assert file is not None
+        assert previous is not None
+        assert segment.index is not None
+        try:
+            for position, stamp, _ in walk_frames(file, segment.size, file.size()):
+                why = breach(previous, stamp)
+                if why:
+                    raise LogCorrupt(f"{segment.path}: position {position}: {why}")
+                segment.index.add(stamp, position)
+                segment.size = position + stamp.frame_bytes
+                self._previous = previous = stamp
+        except BadFrame as error:
+            behind = find_frame(file, error.position, file.size(), previous)
+            if behind is not None:
+                raise LogCorrupt(
+                    f"{segment.path}: {error}, behind entry {previous.raft_index}; "
+                    f"not a torn tail: entry {behind[1].raft_index} stands behind it at {behind[0]}"
+                ) from error
+            return error.position
+        return None
+
+    def _continue_with(self, first_index: RaftIndex) -> bool:
+        """Open the next segment, when it goes on where the log ends."""
+        assert self._previous is not None
+        if first_index != self._previous.raft_index + 1:
+            return False
+        path = f"{self._directory}/{segment_name(first_index)}"
+        file = self._fs.open(path)
+        self._files.append(file)
+        try:
+            first = stamp_at_position(file, 0)
+        except BadFrame:
+            behind = find_frame(file, 0, file.size(), self._previous)
+            if behind is not None:
+                raise LogCorrupt(
+                    f"{path}: position 0: no entry {first_index}; "
+                    f"not a torn tail: entry {behind[1].raft_index} stands behind it at {behind[0]}"
+                ) from None
+            file.close()
+            return False
+        self._segments.append(Segment(path, first, 0, index=SegmentIndex(), file=file))
+        return True
+
+    def _make_durable(self, mark: Mark, dropped: list[RaftIndex], cut_at: int | None) -> None:
+        """Cut, then sync what stays, then say so. Begun again from the start when it is interrupted."""
+        last = self._segments[-1]
+        if last.size == 0:  # nothing but torn bytes
+            last.close()
+            self._fs.remove(last.path)
+            self._segments.pop()
+            dropped = [last.first_index, *dropped]
+            last, cut_at = self._segments[-1], None
+        for first_index in reversed(dropped):
+            self._fs.remove(f"{self._directory}/{segment_name(first_index)}")
+        if dropped:
+            self._fs.sync_directory(self._directory)
+        assert last.file is not None
+        if cut_at is not None:
+            last.file.truncate(cut_at)
+        end = Mark(last.first_index, last.size, self._last_index())
+        if end == mark and not dropped and cut_at is None:
+            return
+        for segment in self._segments:
+            if segment.file is not None and segment.first_index >= mark.segment:
+                segment.file.sync()
+        self._fs.sync_directory(self._directory)
+        assert self._state.state is not None
+        self._state.write_synced(State(end, self._state.state.checkpoint))
+
+    def _last_index(self) -> RaftIndex:
+        assert self._previous is not None
+        return self._previous.raft_index

@@ -1,0 +1,117 @@
+"""One segment file: `{first_index:020d}.seg`, frames one after another and nothing else.
+
+The active (last) segment and closed ones that are not yet synced keep their file open. A closed segment is opened for
+each read and closed again: a node may have many thousands of them, and no descriptor is then shared between a read in
+a thread and the loop.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from fluxd.core.entry import Stamp
+from fluxd.core.errors import CorruptDataError
+from fluxd.core.types import Offset, RaftIndex, Term
+from fluxd.storage.filesystem import File, FileSystem
+from fluxd.storage.frames import breach, walk_headers
+from fluxd.storage.index import SegmentIndex
+
+SUFFIX = ".seg"
+_NAME_DIGITS = 20
+
+
+def segment_name(first_index: int) -> str:
+    """File name of the segment that begins at an index."""
+    return f"{first_index:0{_NAME_DIGITS}d}{SUFFIX}"
+
+
+def parse_segment_name(name: str) -> RaftIndex | None:
+    """First index of a segment file; None: not the name of one."""
+    digits = name.removesuffix(SUFFIX)
+    if not name.endswith(SUFFIX) or len(digits) != _NAME_DIGITS or not digits.isdecimal():
+        return None
+    return RaftIndex(int(digits))
+
+
+class Segment:
+    """A segment in memory.
+
+    Args:
+        path: of the file.
+        first: stamp of the first entry.
+        size: end of the last whole frame, bytes.
+        index: None for a closed segment: built when needed.
+        file: open for the active segment, and as long as `dirty`.
+
+    Attributes:
+        dirty: written since the last sync of it began.
+    """
+
+    __slots__ = ("base_offset", "dirty", "file", "first", "first_index", "index", "path", "size")
+
+    def __init__(
+        self, path: str, first: Stamp, size: int, *, index: SegmentIndex | None = None, file: File | None = None
+    ) -> None:
+        self.path = path
+        self.first = first
+        self.first_index: RaftIndex = first.raft_index
+        self.base_offset: Offset = first.base_offset
+        self.size = size
+        self.index = index
+        self.file = file
+        self.dirty = False
+
+    def append(self, frame: bytes, stamp: Stamp) -> None:
+        """Write a frame at the end of the active segment.
+
+        Raises:
+            OSError: nothing was written.
+        """
+        assert self.file is not None
+        assert self.index is not None
+        position = self.file.append(frame)
+        assert position == self.size, (position, self.size, self.path)
+        self.index.add(stamp, position)
+        self.size = position + stamp.frame_bytes
+
+    def load_index(self, fs: FileSystem, following: Stamp | None) -> SegmentIndex:
+        """The index, built from the headers when it is not there yet. Blocks then; safe in any thread.
+
+        Args:
+            following: first entry of the next segment, None for the last one; checked to follow this one's last.
+
+        Raises:
+            CorruptDataError: a header is bad, or the chain is broken.
+        """
+        if self.index is not None:
+            return self.index
+        index, previous = SegmentIndex(), None
+        with closing(fs.open(self.path)) as file:
+            try:
+                for position, stamp in walk_headers(file, 0, self.size):
+                    why = breach(previous, stamp) if previous else None
+                    if stamp.raft_index == self.first_index and stamp != self.first:
+                        why = "another first entry than when the log was opened"
+                    if why:
+                        raise CorruptDataError(f"position {position}: {why}")
+                    index.add(stamp, position)
+                    previous = stamp
+                why = breach(previous, following) if previous and following else None
+                if why:
+                    raise CorruptDataError(f"the next segment does not follow: {why}")
+            except CorruptDataError as error:
+                raise CorruptDataError(f"{self.path}: {error}") from error
+        self.index = index
+        return index
+
+    def term_if_uniform(self, following: Stamp | None) -> Term | None:
+        """The term of all entries, when the segments' first entries tell it."""
+        if following is not None and following.leader_epoch == self.first.leader_epoch:
+            return self.first.leader_epoch
+        return None
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
