@@ -1,0 +1,264 @@
+"""Fetch and Follow: committed entries from an offset, from any replica up to the high watermark that it knows.
+
+A committed prefix is always true, so no leadership is needed to serve one, and reads go on without a quorum. What
+lies outside of
+what this replica knows is another matter: an offset above its high watermark may be committed at the leader, so the
+leader is asked;
+and only a leader that has just confirmed itself with a majority says OFFSET_OUT_OF_RANGE.
+
+Frames go out as they stand in the file; nothing here parses a batch, except for clients that ask for plain records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from fluxd.broker.forward import Forwarder
+from fluxd.broker.routes import LEADER_WAIT, Route, Routes
+from fluxd.broker.waiting import WaitingRoom
+from fluxd.core import limits
+from fluxd.core.batch import UndecodableBatchError, records_from_frames
+from fluxd.core.entry import PREFIX_BYTES, read_stamp
+from fluxd.core.errors import CorruptDataError, FluxError, Reason
+from fluxd.core.types import TOPIC_ID_BYTES, NodeId, Offset
+from fluxd.raft.group import Group
+from fluxd.reactor import AsyncReactor
+from fluxlog.v1 import log_pb2
+
+FETCH = "/fluxlog.v1.Log/Fetch"
+FOLLOW = "/fluxlog.v1.Log/Follow"
+_HOP_SLACK = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchCall:
+    """A FetchRequest or FollowRequest, and how it came. Zeros mean the defaults of log.proto."""
+
+    topic: str
+    partition: int
+    offset: int
+    max_bytes: int
+    max_wait_ms: int
+    min_bytes: int
+    as_records: bool
+    topic_id: bytes
+    raw: bytes
+    forwarded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Committed frames, and what was known when they were chosen."""
+
+    frames: bytes
+    next_offset: Offset
+    high_watermark: Offset
+    log_start_offset: Offset
+
+
+class Fetching:
+    """Serves Fetch and Follow."""
+
+    def __init__(self, reactor: AsyncReactor, routes: Routes, forwarder: Forwarder, room: WaitingRoom) -> None:
+        self._reactor = reactor
+        self._routes = routes
+        self._forwarder = forwarder
+        self._room = room
+
+    async def fetch(self, call: FetchCall) -> bytes:
+        """Answer one Fetch: an encoded FetchResponse.
+
+        Raises:
+            FluxError: OFFSET_OUT_OF_RANGE, UNKNOWN_TOPIC, NO_LEADER, …
+        """
+        max_bytes = _check_fields(call)
+        deadline = self._reactor.now() + call.max_wait_ms / 1000
+        route = await self._routes.find(call.topic, call.partition, call.topic_id)
+        group = await self._local(route, call)
+        if group is None:
+            node = await self._elsewhere(route, call)
+            timeout_s = call.max_wait_ms / 1000 + _HOP_SLACK
+            return await self._forwarder.unary(node, FETCH, call.raw, timeout_s=timeout_s, writes=False)
+        chunk = await self._read(route, group, Offset(call.offset), max_bytes)
+        wanted = min(max(call.min_bytes, 1), max_bytes)
+        while len(chunk.frames) < wanted and (left := deadline - self._reactor.now()) > 0:
+            if not await self._room.wait(group, left):
+                break
+            group = self._still_served(route)
+            chunk = await self._read(route, group, Offset(call.offset), max_bytes)
+        response, _ = await self._encode(route, chunk, call, Offset(call.offset), max_bytes)
+        return response
+
+    async def follow(self, call: FetchCall) -> AsyncIterator[bytes]:
+        """Answer a Follow: encoded FetchResponses, for as long as they are taken.
+
+        Raises:
+            FluxError: as `fetch`; also in the middle, when the partition is deleted or this replica stops.
+        """
+        max_bytes = _check_fields(call)
+        route = await self._routes.find(call.topic, call.partition, call.topic_id)
+        group = await self._local(route, call)
+        if group is None:
+            node = await self._elsewhere(route, call)
+            async for response in self._forwarder.stream(node, FOLLOW, call.raw):
+                yield response
+            return
+        offset = Offset(call.offset)
+        while True:
+            chunk = await self._read(route, group, offset, max_bytes)
+            if chunk.frames:
+                response, offset = await self._encode(route, chunk, call, offset, max_bytes)
+                yield response
+            else:
+                await self._room.wait(group, None)
+            group = self._still_served(route)
+
+    # ---- where
+
+    async def _local(self, route: Route, call: FetchCall) -> Group | None:
+        """This node's replica if it can answer; None when another node has to.
+
+        Raises:
+            FluxError: OFFSET_OUT_OF_RANGE, from a confirmed leader; or there is nobody who could tell.
+        """
+        group = self._routes.replica(route)
+        if group is None or group.log_start_offset <= call.offset <= group.high_watermark:
+            return group
+        if self._routes.leading(route) is not None:
+            await self._confirm(group, route)
+            if group.log_start_offset <= call.offset <= group.high_watermark:
+                return group
+            raise FluxError(
+                Reason.OFFSET_OUT_OF_RANGE,
+                f"offset {call.offset} is not in {group.log_start_offset}..{group.high_watermark} of {route.name}",
+                metadata={
+                    "partition": route.name,
+                    "log_start_offset": str(group.log_start_offset),
+                    "high_watermark": str(group.high_watermark),
+                },
+            )
+        leader = self._routes.leader(route)
+        if not call.forwarded and leader is not None and leader.node_id != self._routes.node_id:
+            return None
+        if call.offset > group.high_watermark:
+            return group  # it may become committed: wait for it, and answer "nothing yet" if it does not
+        raise self._routes.refusal(route)
+
+    async def _confirm(self, group: Group, route: Route) -> None:
+        future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
+        group.read_index(lambda error: None if future.done() else future.set_result(error))
+        error = await future
+        if error is not None:
+            raise self._routes.named(error, route)
+
+    async def _elsewhere(self, route: Route, call: FetchCall) -> NodeId:
+        """Another node that can answer: the leader, or without one any replica.
+
+        Raises:
+            FluxError: nobody.
+        """
+        if call.forwarded:
+            raise self._routes.named(
+                FluxError(
+                    Reason.REPLICA_OFFLINE, f"node {self._routes.node_id} has no replica of {route.name} to read"
+                ),
+                route,
+            )
+        try:
+            leader = await self._routes.await_leader(route, LEADER_WAIT)
+        except FluxError:
+            reachable = self._routes.reachable_replicas(route)
+            if not reachable:
+                raise
+            return reachable[0]
+        if leader.node_id == self._routes.node_id:
+            raise self._routes.refusal(route)
+        return leader.node_id
+
+    def _still_served(self, route: Route) -> Group:
+        group = self._routes.replica(route)
+        if not self._routes.is_current(route):
+            raise FluxError(Reason.UNKNOWN_TOPIC, f"topic {route.topic.name} was deleted")
+        if group is None:
+            raise self._routes.named(
+                FluxError(Reason.REPLICA_OFFLINE, f"the replica of {route.name} on this node has stopped"), route
+            )
+        return group
+
+    # ---- what
+
+    async def _read(self, route: Route, group: Group, offset: Offset, max_bytes: int) -> _Chunk:
+        high_watermark, log_start_offset = group.high_watermark, group.log_start_offset
+        if offset >= high_watermark:
+            # Entries without records may stand there: they would be answered again and again.
+            return _Chunk(b"", offset, high_watermark, log_start_offset)
+        try:
+            plan = group.log.plan_read(offset, max_bytes=max_bytes, end_index=group.commit_index)
+            frames = plan if isinstance(plan, bytes) else await self._reactor.read(plan)
+        except (OSError, ValueError, CorruptDataError) as error:
+            raise FluxError(
+                Reason.REPLICA_OFFLINE, f"{route.name} cannot be read at offset {offset} on this node: {error}"
+            ) from error
+        return _Chunk(frames, _end_of(frames, offset), high_watermark, log_start_offset)
+
+    async def _encode(
+        self, route: Route, chunk: _Chunk, call: FetchCall, offset: Offset, max_bytes: int
+    ) -> tuple[bytes, Offset]:
+        """An encoded FetchResponse, and where to go on."""
+        status = log_pb2.FetchStatus(
+            high_watermark=chunk.high_watermark,
+            log_start_offset=chunk.log_start_offset,
+            next_offset=chunk.next_offset,
+            leader=self._routes.hint(route),
+            served_by=self._routes.node_id,
+        )
+        if call.as_records:
+            response = await self._with_records(chunk, status, offset, max_bytes)
+            return response.SerializeToString(), Offset(response.status.next_offset)
+        # An encoded FetchResponse is its fields one after another, and the frames are encoded fields already.
+        return log_pb2.FetchResponse(status=status).SerializeToString() + chunk.frames, chunk.next_offset
+
+    async def _with_records(
+        self, chunk: _Chunk, status: log_pb2.FetchStatus, offset: Offset, max_bytes: int
+    ) -> log_pb2.FetchResponse:
+        try:
+            records = await self._reactor.read(lambda: records_from_frames(chunk.frames, offset, bytes_max=max_bytes))
+        except UndecodableBatchError as error:
+            raise FluxError(
+                Reason.CORRUPT_BATCH,
+                f"{error}; go on at offset {error.next_offset}",
+                metadata={"base_offset": str(error.base_offset), "next_offset": str(error.next_offset)},
+            ) from error
+        except CorruptDataError as error:
+            raise FluxError(
+                Reason.REPLICA_OFFLINE, f"what this node has at offset {offset} is damaged: {error}"
+            ) from error
+        if records:
+            status.next_offset = records[-1].offset + 1
+        return log_pb2.FetchResponse(status=status, records=records)
+
+
+def _end_of(frames: bytes, offset: Offset) -> Offset:
+    """First offset after whole frames; only lengths are read on the way to the last one."""
+    position, last, end = 0, -1, len(frames)
+    while position < end:
+        last = position
+        head = frames[position : position + PREFIX_BYTES]
+        length = head[1] & 0x7F | (head[2] & 0x7F) << 7 | (head[3] & 0x7F) << 14 | head[4] << 21
+        position += PREFIX_BYTES + length
+    return offset if last < 0 else read_stamp(frames, last).next_offset
+
+
+def _check_fields(call: FetchCall) -> int:
+    """Bounds; returns max_bytes."""
+    for name, value, bound in (
+        ("max_bytes", call.max_bytes, limits.FETCH_BYTES_MAX),
+        ("max_wait_ms", call.max_wait_ms, limits.FETCH_WAIT_MS_MAX),
+    ):
+        if value > bound:
+            raise FluxError(Reason.INVALID_ARGUMENT, f"{name} {value} is above {bound}")
+    if len(call.topic_id) not in (0, TOPIC_ID_BYTES):
+        raise FluxError(Reason.INVALID_ARGUMENT, f"topic_id has {len(call.topic_id)} bytes, not {TOPIC_ID_BYTES}")
+    return call.max_bytes or limits.FETCH_BYTES_DEFAULT

@@ -1,0 +1,175 @@
+"""Produce: from a request to the partition's leader, here or one hop away, and the one answer.
+
+Bytes are touched once: the batch is checked where it is appended and nowhere else; on the way it is passed on as it
+came. A request
+waits for two things only, both bounded: an election that is under way (LEADER_WAIT), and the commit (its own timeout).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+
+from crc32c import crc32c
+
+from fluxd.broker.admission import Admission, Ticket
+from fluxd.broker.forward import Forwarder, ProduceAnswer
+from fluxd.broker.routes import LEADER_WAIT, Route, Routes
+from fluxd.core import limits
+from fluxd.core.batch import BatchInfo, batch_from_records, check_batch
+from fluxd.core.errors import FluxError, Reason
+from fluxd.core.runtime import Reactor
+from fluxd.core.types import TOPIC_ID_BYTES, Offset
+from fluxd.raft.group import Group
+from fluxd.raft.proposal import Append, AppendResult, Committed
+from fluxlog.v1 import log_pb2, record_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class ProduceCall:
+    """A ProduceRequest with its batch still encoded, and how it came."""
+
+    topic: str
+    partition: int
+    batch: bytes
+    """Empty: there is none."""
+    batch_crc32c: int | None
+    expected_offset: int | None
+    timeout_ms: int
+    topic_id: bytes
+    records: Sequence[record_pb2.Record]
+    producer_id: bytes
+    base_sequence: int
+    raw: bytes
+    """The whole encoded ProduceRequest."""
+    connection: str
+    forwarded: bool
+
+
+class Producing:
+    """Serves Produce and each request of ProduceStream."""
+
+    def __init__(self, reactor: Reactor, routes: Routes, forwarder: Forwarder, admission: Admission) -> None:
+        self._reactor = reactor
+        self._routes = routes
+        self._forwarder = forwarder
+        self._admission = admission
+
+    async def produce(
+        self, call: ProduceCall, turn: AbstractAsyncContextManager[object] | None = None
+    ) -> log_pb2.ProduceResponse:
+        """Append one batch and wait until it is on disk on a majority.
+
+        Args:
+            turn: held until the batch is on its way: keeps a stream's requests to one partition in order.
+
+        Raises:
+            FluxError: REJECTED or UNKNOWN, by its reason.
+        """
+        arrived = self._reactor.now()
+        timeout_ms = _check_fields(call)
+        ticket = self._admission.admit(call.connection, len(call.raw))
+        handed_on = False
+        try:
+            async with turn or nullcontext():
+                route = await self._routes.find(call.topic, call.partition, call.topic_id)
+                if route.topic.internal:
+                    raise FluxError(Reason.PERMISSION_DENIED, f"topic {call.topic} belongs to the cluster")
+                leader = await self._routes.await_leader(route, arrived + LEADER_WAIT - self._reactor.now())
+                group = self._routes.leading(route)
+                if group is not None:
+                    future = self._append(group, call, ticket)
+                    handed_on = True
+                elif call.forwarded or leader.node_id == self._routes.node_id:
+                    raise self._not_leader(route)
+                else:
+                    future = self._forwarder.produce(leader.node_id, call.raw)
+            answer = await self._await(future, route, arrived + timeout_ms / 1000 - self._reactor.now(), timeout_ms)
+        finally:
+            if not handed_on:
+                ticket.release()
+        if isinstance(answer, FluxError):
+            raise self._routes.named(answer, route)
+        return answer
+
+    def _not_leader(self, route: Route) -> FluxError:
+        error = FluxError(Reason.NOT_LEADER, f"node {self._routes.node_id} does not lead {route.name}")
+        return self._routes.named(error, route)
+
+    def _append(self, group: Group, call: ProduceCall, ticket: Ticket) -> asyncio.Future[ProduceAnswer]:
+        """Check the batch and hand it to this node's own leader. The ticket is released when Raft has answered."""
+        batch, info = _checked(call, self._reactor.wall_ms())
+        future: asyncio.Future[ProduceAnswer] = asyncio.get_running_loop().create_future()
+
+        def done(result: AppendResult) -> None:
+            ticket.release()
+            if not future.done():
+                future.set_result(self._response(result))
+
+        group.submit(
+            Append(
+                batch,
+                info.record_count,
+                done,
+                producer_id=info.producer_id,
+                base_sequence=info.base_sequence,
+                expected_offset=None if call.expected_offset is None else Offset(call.expected_offset),
+            )
+        )
+        return future
+
+    def _response(self, result: AppendResult) -> ProduceAnswer:
+        if not isinstance(result, Committed):
+            return result
+        return log_pb2.ProduceResponse(
+            base_offset=result.base_offset,
+            record_count=result.record_count,
+            leader_epoch=result.leader_epoch,
+            copies_on_disk=result.copies_on_disk,
+            duplicate=result.duplicate,
+            leader=self._routes.own_hint(result.leader_epoch),
+        )
+
+    async def _await(
+        self, future: asyncio.Future[ProduceAnswer], route: Route, seconds: float, timeout_ms: int
+    ) -> ProduceAnswer:
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                return await future
+        except TimeoutError:
+            return FluxError(
+                Reason.TIMEOUT,
+                f"{route.name} did not confirm the batch within {timeout_ms} ms; it may still be written",
+            )
+
+
+def _check_fields(call: ProduceCall) -> int:
+    """Bounds of the small fields; returns the timeout."""
+    if call.timeout_ms > limits.PRODUCE_TIMEOUT_MS_MAX:
+        raise _invalid(f"timeout_ms {call.timeout_ms} is above {limits.PRODUCE_TIMEOUT_MS_MAX}")
+    if len(call.topic_id) not in (0, TOPIC_ID_BYTES):
+        raise _invalid(f"topic_id has {len(call.topic_id)} bytes, not {TOPIC_ID_BYTES}")
+    if bool(call.batch) == bool(call.records):
+        raise _invalid("either batch or records must be given, and not both")
+    return call.timeout_ms or limits.PRODUCE_TIMEOUT_MS_DEFAULT
+
+
+def _checked(call: ProduceCall, now_ms: int) -> tuple[bytes, BatchInfo]:
+    """The batch to append, checked. Raises FluxError, REJECTED."""
+    if call.records:
+        batch = batch_from_records(call.records, call.producer_id, call.base_sequence, now_ms)
+        return batch, BatchInfo(len(call.records), call.producer_id, call.base_sequence)
+    if call.producer_id or call.base_sequence:
+        raise _invalid("producer_id and base_sequence of a batch stand inside it")
+    if call.batch_crc32c is not None and (actual := crc32c(call.batch)) != call.batch_crc32c:
+        raise FluxError(
+            Reason.WRONG_CHECKSUM,
+            f"batch_crc32c is {call.batch_crc32c:#010x}, the {len(call.batch)} bytes that arrived have {actual:#010x}",
+        )
+    return call.batch, check_batch(call.batch)
+
+
+def _invalid(message: str) -> FluxError:
+    return FluxError(Reason.INVALID_ARGUMENT, message)

@@ -1,0 +1,201 @@
+"""From a topic's name to the replica or the leader that serves a request, and the clear refusal when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from fluxd.broker.cluster import ClusterView, LeaderHint
+from fluxd.core import limits
+from fluxd.core.errors import FluxError, Reason
+from fluxd.core.metadata import Topic
+from fluxd.core.types import GroupId, NodeId, Term
+from fluxd.raft.group import Group, Role
+from fluxd.raft.offline import OfflineGroup
+from fluxlog.v1 import log_pb2
+
+LEADER_WAIT = 0.75 * limits.NO_QUORUM_ANSWER
+"""A request may wait this long for an election that is under way; the refusal is due at NO_QUORUM_ANSWER."""
+
+_MAYBE_STALE = (Reason.UNKNOWN_TOPIC, Reason.UNKNOWN_PARTITION, Reason.TOPIC_ID_MISMATCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One partition of one incarnation of a topic."""
+
+    topic: Topic
+    partition: int
+    group_id: GroupId
+
+    @property
+    def name(self) -> str:
+        """As people call it: "orders-3"."""
+        return f"{self.topic.name}-{self.partition}"
+
+    @property
+    def replicas(self) -> tuple[NodeId, ...]:
+        """The preferred leader first."""
+        return self.topic.partitions[self.partition].voters
+
+
+class Routes:
+    """See the module.
+
+    Args:
+        groups: this node's replicas, read live.
+        refresh: brings this node's metadata up to what was committed when it was called; may fail silently.
+        is_connected: a link to that node stands.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterView,
+        groups: Mapping[GroupId, Group | OfflineGroup],
+        refresh: Callable[[], Awaitable[None]],
+        is_connected: Callable[[NodeId], bool],
+    ) -> None:
+        self._cluster = cluster
+        self._groups = groups
+        self._refresh = refresh
+        self.is_connected = is_connected
+        self.node_id = cluster.local.node_id
+
+    async def find(self, topic: str, partition: int, topic_id: bytes) -> Route:
+        """The partition of a request. Only an unknown one costs a wait: this node's metadata may be behind.
+
+        Raises:
+            FluxError: UNKNOWN_TOPIC, UNKNOWN_PARTITION, TOPIC_ID_MISMATCH.
+        """
+        try:
+            return self.lookup(topic, partition, topic_id)
+        except FluxError as error:
+            if error.reason not in _MAYBE_STALE:
+                raise
+        await self._refresh()
+        return self.lookup(topic, partition, topic_id)
+
+    def lookup(self, topic: str, partition: int, topic_id: bytes) -> Route:
+        """As `find`, from what this node knows now."""
+        known = self._cluster.topic(topic)
+        if known is None:
+            raise FluxError(Reason.UNKNOWN_TOPIC, f"there is no topic {topic[:300]!r}", metadata={"topic": topic})
+        if topic_id and topic_id != known.topic_id:
+            raise FluxError(
+                Reason.TOPIC_ID_MISMATCH,
+                f"topic {topic} now has id {known.topic_id.hex()}, not {topic_id.hex()[:64]}: it was created again",
+                metadata={"topic": topic, "topic_id": known.topic_id.hex()},
+            )
+        if partition >= len(known.partitions):
+            raise FluxError(
+                Reason.UNKNOWN_PARTITION,
+                f"topic {topic} has partitions 0..{len(known.partitions) - 1}, not {partition}",
+                metadata={"topic": topic, "partitions": str(len(known.partitions))},
+            )
+        return Route(known, partition, known.group_id(partition))
+
+    def is_current(self, route: Route) -> bool:
+        """The partition has not been deleted since."""
+        return self._cluster.topic_by_id(route.topic.topic_id) is not None
+
+    def replica(self, route: Route) -> Group | None:
+        """This node's own replica, if it takes part."""
+        group = self._groups.get(route.group_id)
+        return group if isinstance(group, Group) and group.role is not Role.FAILED else None
+
+    def leading(self, route: Route) -> Group | None:
+        """This node's own replica, if it leads."""
+        group = self.replica(route)
+        return group if group is not None and group.role is Role.LEADER else None
+
+    def leader(self, route: Route) -> LeaderHint | None:
+        """The leader, if its node can be reached."""
+        hint = self._cluster.leader(route.group_id)
+        if hint is None or not (hint.node_id == self.node_id or self.is_connected(hint.node_id)):
+            return None
+        return hint
+
+    def reachable_replicas(self, route: Route) -> list[NodeId]:
+        """Other nodes with a replica, to whom a link stands."""
+        return [node for node in route.replicas if self.is_connected(node)]
+
+    async def await_leader(self, route: Route, seconds: float) -> LeaderHint:
+        """The leader; while an election is under way it is waited for.
+
+        Args:
+            seconds: at most this long. Without a quorum there is no wait: no election can succeed.
+
+        Raises:
+            FluxError: NO_QUORUM or NO_LEADER, REJECTED.
+        """
+        hint = self.leader(route)
+        if hint is not None:
+            return hint
+        changed = asyncio.Event()
+        unwatch = self._cluster.watch_leaders(lambda _: changed.set())
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                while (hint := self.leader(route)) is None and self._missing(route) is None:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            unwatch()
+        if hint is None:
+            raise self.refusal(route)
+        return hint
+
+    def refusal(self, route: Route) -> FluxError:
+        """Why there is no leader: REJECTED, naming the partition, what it needs and who is missing."""
+        missing = self._missing(route)
+        if missing is None:
+            return FluxError(
+                Reason.NO_LEADER,
+                f"{route.name} has no leader at the moment: an election is under way",
+                metadata={"partition": route.name},
+            )
+        names = ",".join(map(str, missing))
+        needed = len(route.replicas) // 2 + 1
+        return FluxError(
+            Reason.NO_QUORUM,
+            f"{route.name} has {len(route.replicas)} replicas and needs {needed} of them; missing: nodes {names}",
+            metadata={
+                "partition": route.name,
+                "replicas": str(len(route.replicas)),
+                "needed": str(needed),
+                "missing_nodes": names,
+            },
+        )
+
+    def _missing(self, route: Route) -> tuple[NodeId, ...] | None:
+        """Nodes that are missing for a majority; None when there are enough."""
+        own = self.replica(route)
+        if own is not None:
+            return own.quorum_missing()
+        missing = tuple(n for n in route.replicas if not (self.is_connected(n) and self._cluster.is_up(n)))
+        return missing if 2 * (len(route.replicas) - len(missing)) <= len(route.replicas) else None
+
+    def named(self, error: FluxError, route: Route) -> FluxError:
+        """An error of a group, in the words of the API: the partition's name instead of its id, and where the
+        leader is.
+        """
+        error.message = error.message.replace(str(route.group_id), route.name)
+        error.metadata.setdefault("partition", route.name)
+        hint = self._cluster.leader(route.group_id)
+        if hint is not None and error.reason in (Reason.NOT_LEADER, Reason.REPLICA_OFFLINE):
+            error.metadata["leader_node"] = str(hint.node_id)
+            error.metadata["leader_address"] = hint.address
+        return error
+
+    def own_hint(self, epoch: Term) -> log_pb2.LeaderHint:
+        """This node as the leader."""
+        return log_pb2.LeaderHint(node_id=self.node_id, address=self._cluster.local.address, leader_epoch=epoch)
+
+    def hint(self, route: Route) -> log_pb2.LeaderHint:
+        """What a response tells of the leader."""
+        hint = self._cluster.leader(route.group_id)
+        if hint is None:
+            return log_pb2.LeaderHint()
+        return log_pb2.LeaderHint(node_id=hint.node_id, address=hint.address, leader_epoch=hint.epoch)
