@@ -1,0 +1,192 @@
+"""A node's data directory: whose it is, and who may use it.
+
+    lock                     held (flock) by the one process that uses the directory
+    meta.json                format version, node id, directory id, cluster id, founding
+    votes                    terms and votes of all groups (storage/votes.py)
+    partitions/<group>/      one directory per group (storage/log.py)
+    quarantine/<group>.<n>/  what was set aside; nothing reads it
+
+`meta.json` is made last: a directory without it was never used. It is replaced as a whole (temporary file, sync,
+rename, sync of the directory), so a power cut leaves the old or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from fluxd.core.types import DIRECTORY_ID_BYTES, NodeId
+from fluxd.storage.errors import DirectoryError
+from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.lock import DirectoryLock
+from fluxd.storage.votes import VoteFile
+
+FORMAT_VERSION = 1
+META_NAME = "meta.json"
+VOTES_NAME = "votes"
+PARTITIONS = "partitions"
+QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundingMember:
+    """One seed node, as the cluster was founded."""
+
+    node_id: NodeId
+    directory_id: str
+    """32 hex digits."""
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Content of meta.json."""
+
+    node_id: NodeId
+    directory_id: str
+    """32 hex digits, random: another disk is another directory."""
+    cluster_id: str = ""
+    """Empty until the node has joined or founded a cluster."""
+    founding: tuple[FoundingMember, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+
+class DataDirectory:
+    """An opened directory. Its calls block."""
+
+    def __init__(self, fs: FileSystem, meta: Meta, lock: DirectoryLock | None, *, fresh: bool) -> None:
+        self.fs = fs
+        self.fresh = fresh
+        """It was made by this `open_directory`."""
+        self._meta = meta
+        self._lock = lock
+
+    @property
+    def meta(self) -> Meta:
+        """As it is on disk."""
+        return self._meta
+
+    def set_cluster(self, cluster_id: str, founding: tuple[FoundingMember, ...]) -> None:
+        """Bind the directory to a cluster, durably.
+
+        Raises:
+            DirectoryError: it belongs to another one; nothing was written.
+        """
+        if self._meta.cluster_id not in ("", cluster_id):
+            raise DirectoryError(f"this data directory belongs to cluster {self._meta.cluster_id}, not {cluster_id}")
+        meta = replace(self._meta, cluster_id=cluster_id, founding=founding)
+        _write_meta(self.fs, meta)
+        self._meta = meta
+
+    def partitions(self) -> list[str]:
+        """Names of the directories below partitions/."""
+        return self.fs.list(PARTITIONS)
+
+    def quarantine(self, name: str) -> str:
+        """Move partitions/<name> aside, durably; returns its new path.
+
+        The rename is atomic, so power lost in between leaves it under one of the two names.
+        """
+        number, taken = 1, set(self.fs.list(QUARANTINE))
+        while f"{name}.{number}" in taken:
+            number += 1
+        path = f"{QUARANTINE}/{name}.{number}"
+        self.fs.rename(f"{PARTITIONS}/{name}", path)
+        self.fs.sync_directory(QUARANTINE)
+        self.fs.sync_directory(PARTITIONS)
+        return path
+
+    def close(self) -> None:
+        """Let another process use the directory. Harmless when closed."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def open_directory(
+    fs: FileSystem, root: Path | None, node_id: NodeId, random_bytes: Callable[[int], bytes]
+) -> DataDirectory:
+    """Lock a data directory and read whose it is; an empty one is made this node's. Blocks.
+
+    Args:
+        fs: over the root.
+        root: where to lock; None: nobody else can be there (simulation).
+        random_bytes: source of the directory id.
+
+    Raises:
+        DirectoryError: in use by another process, of another node or format version, or damaged; nothing was written.
+    """
+    lock = DirectoryLock(root) if root is not None else None
+    try:
+        meta = _read_meta(fs)
+        if meta is None:
+            return DataDirectory(fs, _initialise(fs, node_id, random_bytes), lock, fresh=True)
+        if meta.node_id != node_id:
+            raise DirectoryError(f"this data directory belongs to node {meta.node_id}, not {node_id}")
+        for name in (PARTITIONS, QUARANTINE):
+            fs.make_directory(name)
+        fs.sync_directory("")
+        return DataDirectory(fs, meta, lock, fresh=False)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _initialise(fs: FileSystem, node_id: NodeId, random_bytes: Callable[[int], bytes]) -> Meta:
+    if fs.list(PARTITIONS):
+        raise DirectoryError(
+            f"this data directory holds partitions but no {META_NAME}: put the file back, or use an empty directory"
+        )
+    for name in (PARTITIONS, QUARANTINE):
+        fs.make_directory(name)
+    VoteFile.create(fs, VOTES_NAME).close()
+    meta = Meta(node_id, random_bytes(DIRECTORY_ID_BYTES).hex())
+    _write_meta(fs, meta)
+    return meta
+
+
+def _write_meta(fs: FileSystem, meta: Meta) -> None:
+    temporary = META_NAME + ".tmp"
+    fs.remove(temporary)
+    with closing(fs.open(temporary, create=True)) as file:
+        file.append(json.dumps(asdict(meta), indent=2).encode() + b"\n")
+        file.sync()
+    fs.rename(temporary, META_NAME)
+    fs.sync_directory("")
+
+
+def _read_meta(fs: FileSystem) -> Meta | None:
+    try:
+        file = fs.open(META_NAME)
+    except FileNotFoundError:
+        return None
+    with closing(file):
+        data = file.read(0, file.size())
+    try:
+        content = json.loads(data)
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise DirectoryError(
+                f"this data directory has format version {version}; this fluxd reads {FORMAT_VERSION}: "
+                "use the fluxd that wrote it"
+            )
+        return Meta(
+            NodeId(int(content["node_id"])),
+            _directory_id(content["directory_id"]),
+            str(content["cluster_id"]),
+            tuple(
+                FoundingMember(NodeId(int(m["node_id"])), _directory_id(m["directory_id"]), str(m["address"]))
+                for m in content["founding"]
+            ),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DirectoryError(f"{META_NAME} is damaged: {error!r}") from error
+
+
+def _directory_id(text: object) -> str:
+    if not isinstance(text, str) or len(bytes.fromhex(text)) != DIRECTORY_ID_BYTES:
+        raise ValueError(f"{text!r} is not a directory id")
+    return text
