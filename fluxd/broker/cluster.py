@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 from fluxd.core import limits
 from fluxd.core.metadata import Image, Topic
@@ -20,6 +20,8 @@ from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset, Term
 from fluxd.raft.group import Role
 from fluxlog.v1 import peer_pb2
+
+_OUT = (Role.UNADMITTED, Role.FAILED)
 
 
 class Replica(Protocol):
@@ -43,8 +45,18 @@ class Replica(Protocol):
     def high_watermark(self) -> Offset: ...
     @property
     def log_end_offset(self) -> Offset: ...
-    def leader_status(self) -> peer_pb2.LeaderStatus: ...
     def quorum_missing(self) -> tuple[NodeId, ...] | None: ...
+
+
+class LeadingReplica(Replica, Protocol):
+    """A replica while its role is LEADER."""
+
+    def leader_status(self) -> peer_pb2.LeaderStatus: ...
+
+
+def leader_status(replica: Replica) -> peer_pb2.LeaderStatus | None:
+    """What this node's replica knows as the leader; None when it is not."""
+    return cast(LeadingReplica, replica).leader_status() if replica.role is Role.LEADER else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,7 @@ class _Peer:
     status: peer_pb2.NodeStatus | None = None
     status_at: float = 0.0
     leading: dict[GroupId, peer_pb2.LeaderStatus] = field(default_factory=dict)
+    troubles: dict[GroupId, peer_pb2.ReplicaTrouble] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +190,7 @@ class ClusterView:
         before = peer.leading
         peer.status, peer.status_at = status, self._reactor.now()
         peer.leading = {GroupId(leader.topic_id, leader.partition): leader for leader in status.leading}
+        peer.troubles = {GroupId(trouble.topic_id, trouble.partition): trouble for trouble in status.troubles}
         changed = []
         for group_id in before.keys() - peer.leading.keys():
             if self._told.get(group_id, (0, None))[1] == node_id:
@@ -199,11 +213,23 @@ class ClusterView:
             return None
         return ToldStatus(peer.status, self._reactor.now() - peer.status_at)
 
-    def told_leading(self, group_id: GroupId, node_id: NodeId) -> tuple[peer_pb2.LeaderStatus, float] | None:
-        """What a node tells of a partition that it leads, and the age of that in seconds."""
-        peer = self._peers.get(node_id)
+    def told_leading(self, group_id: GroupId) -> tuple[peer_pb2.LeaderStatus, float] | None:
+        """What the newest leader that was told of tells of a partition, and the age of that in seconds."""
+        _, node_id = self._told.get(group_id, (0, None))
+        peer = self._peers.get(node_id) if node_id is not None else None
         leading = peer.leading.get(group_id) if peer else None
         return None if peer is None or leading is None else (leading, self._reactor.now() - peer.status_at)
+
+    def trouble(self, group_id: GroupId, node_id: NodeId) -> tuple[Role, str] | None:
+        """UNADMITTED or FAILED, and why, of a replica that takes no part; None: nothing of that kind is known."""
+        if node_id == self.local.node_id:
+            own = self._groups.get(group_id)
+            return (own.role, own.why) if own is not None and own.role in _OUT else None
+        peer = self._peers.get(node_id)
+        trouble = peer.troubles.get(group_id) if peer else None
+        if trouble is None:
+            return None
+        return (Role.FAILED if trouble.failed else Role.UNADMITTED), trouble.why
 
     def on_status(self, listener: Callable[[peer_pb2.NodeStatus], None]) -> None:
         """Call after each status of another node."""
@@ -221,9 +247,10 @@ class ClusterView:
             allows_remote_stop=local.allows_remote_stop,
         )
         for group_id, group in self._groups.items():
-            if group.role is Role.LEADER:
-                status.leading.append(group.leader_status())
-            elif group.role in (Role.UNADMITTED, Role.FAILED):
+            leading = leader_status(group)
+            if leading is not None:
+                status.leading.append(leading)
+            elif group.role in _OUT:
                 status.troubles.add(
                     topic_id=group_id.topic_id,
                     partition=group_id.partition,
@@ -247,7 +274,7 @@ class ClusterView:
         """The newest leader known, if its node is up."""
         epoch, node_id = self._told.get(group_id, (Term(-1), None))
         own = self._groups.get(group_id)
-        if own is not None and own.role not in (Role.UNADMITTED, Role.FAILED):
+        if own is not None and own.role not in _OUT:
             if own.leader_id is not None and own.term >= epoch:
                 epoch, node_id = own.term, own.leader_id
             elif own.term > epoch:

@@ -67,7 +67,7 @@ def test_founding_holds_nodes_and_the_metadata_topic() -> None:
 
 
 def test_create_topic(commands: Commands) -> None:
-    """A created topic has its partitions, replicas bound to directories, and configuration; the old image is untouched."""
+    """A created topic has its partitions, replicas bound to directories, and configuration; the old image stays."""
     old = founded()
     image, result = apply(old, commands.create_topic("orders", partitions((1, 2), (3, 1)), {"segment.bytes": "65536"}))
     topic = image.topic("orders")

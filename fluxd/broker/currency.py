@@ -1,0 +1,145 @@
+"""Makes this node's metadata current: at least what was committed when it was asked for.
+
+The end of the metadata log comes from its leader, which makes sure with a majority that it is one (read index): here,
+or by ListOffsets on the node that leads. Then this node's own follower has to get there.
+
+A node whose own replica of the metadata does not take part, or that has none, fetches the log from the leader
+(`fetch_metadata`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from fluxd.broker.cluster import ClusterView
+from fluxd.broker.controller import MetadataGroup
+from fluxd.broker.metadata import MetadataFollower
+from fluxd.core import limits
+from fluxd.core.errors import FluxError, Reason
+from fluxd.core.status import error_from_message
+from fluxd.core.types import METADATA_TOPIC, NodeId, Offset
+from fluxd.observability import get_logger
+from fluxd.raft.group import Role
+from fluxlog.v1 import log_pb2
+
+log = get_logger()
+
+_HOP_TIMEOUT = 1.0
+_FETCH_WAIT_MS = 5_000
+_RETRY_AFTER = 0.5
+
+
+class Calls(Protocol):
+    """Calls to other nodes."""
+
+    async def unary(self, node: NodeId, method: str, request: bytes, *, timeout_s: float, writes: bool) -> bytes:
+        """Pass on one call."""
+
+
+class MetadataCurrency:
+    """See the module.
+
+    Args:
+        group: this node's replica of the metadata group, if it has one.
+    """
+
+    def __init__(
+        self, view: ClusterView, follower: MetadataFollower, group: MetadataGroup | None, calls: Calls
+    ) -> None:
+        self._view, self._follower, self._group, self._calls = view, follower, group, calls
+        self._lock = asyncio.Lock()
+        self._rounds = 0
+        self._last_error: FluxError | None = None
+
+    async def refresh(self) -> None:
+        """As `confirm`, but what this node knows is good enough where that fails, or takes over NO_QUORUM_ANSWER."""
+        try:
+            async with asyncio.timeout(limits.NO_QUORUM_ANSWER):
+                await self.confirm()
+        except (FluxError, TimeoutError):
+            pass
+
+    async def confirm(self) -> None:
+        """Return once the image holds all that was committed before the call. Calls at the same time share one round.
+
+        Raises:
+            FluxError: nobody could be asked, or not in time. Retriable.
+        """
+        asked_at = self._rounds
+        async with self._lock:
+            if self._rounds == asked_at:  # else a round that began after this call has ended meanwhile
+                self._rounds += 1
+                self._last_error = FluxError(Reason.NO_CONTROLLER, "the metadata could not be confirmed in time")
+                try:
+                    async with asyncio.timeout(2 * _HOP_TIMEOUT):
+                        await self._follower.wait_applied(await self._latest())
+                    self._last_error = None
+                except TimeoutError:
+                    pass
+                except FluxError as error:
+                    self._last_error = error
+            if self._last_error is not None:
+                raise self._last_error
+
+    async def confirm_at_last(self) -> None:
+        """`confirm`, tried until it succeeds."""
+        while True:
+            try:
+                await self.confirm()
+                return
+            except FluxError:
+                await asyncio.sleep(_RETRY_AFTER)
+
+    async def fetch_metadata(self) -> None:
+        """Keep the follower up to date from the leader, until cancelled."""
+        while True:
+            try:
+                await self._fetch_once()
+            except FluxError as error:
+                log.debug("metadata_fetch_failed", reason=error.reason.name, message=error.message)
+                await asyncio.sleep(_RETRY_AFTER)
+
+    async def _latest(self) -> Offset:
+        group = self._group
+        if group is not None and group.role is Role.LEADER:
+            future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
+            group.read_index(lambda error: None if future.done() else future.set_result(error))
+            error = await future
+            if error is not None:
+                raise error
+            return group.high_watermark
+        query = log_pb2.OffsetQuery(topic=METADATA_TOPIC, partition=0, latest=True)
+        request = log_pb2.ListOffsetsRequest(queries=[query])
+        answer = await self._calls.unary(
+            self._controller(),
+            "/fluxlog.v1.Log/ListOffsets",
+            request.SerializeToString(),
+            timeout_s=_HOP_TIMEOUT,
+            writes=False,
+        )
+        result = log_pb2.ListOffsetsResponse.FromString(answer).results[0]
+        if result.HasField("error"):
+            raise error_from_message(result.error)
+        return Offset(result.found.offset)
+
+    async def _fetch_once(self) -> None:
+        request = log_pb2.FetchRequest(
+            topic=METADATA_TOPIC, offset=self._follower.applied_offset, max_wait_ms=_FETCH_WAIT_MS, as_records=True
+        )
+        answer = await self._calls.unary(
+            self._controller(),
+            "/fluxlog.v1.Log/Fetch",
+            request.SerializeToString(),
+            timeout_s=_FETCH_WAIT_MS / 1000 + _HOP_TIMEOUT,
+            writes=False,
+        )
+        self._follower.feed(log_pb2.FetchResponse.FromString(answer).records)
+
+    def _controller(self) -> NodeId:
+        hint = self._view.controller()
+        if hint is None or hint.node_id == self._view.local.node_id:
+            raise FluxError(
+                Reason.NO_CONTROLLER, "no controller is known: an election is under way, or it lacks a majority"
+            )
+        return hint.node_id

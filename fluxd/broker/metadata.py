@@ -1,0 +1,200 @@
+"""Follows the metadata log: applies committed commands in order and tells who listens.
+
+The log is read from its beginning at each start (there is no snapshot yet), from this node's own replica or, on a node
+that has none that takes part, from records that are fetched from another node (`feed`). Listeners are told when all
+that is known to be committed is applied, not at each command: what was created and deleted long ago is not built up and
+torn down at every start.
+
+A command that is not understood, or bytes that are no command, end the node (`on_fatal`): an image with a hole would
+differ from everybody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fluxd.core import limits
+from fluxd.core.batch import records_from_frames
+from fluxd.core.errors import CorruptDataError, FluxError, Reason
+from fluxd.core.metadata import Image, UnknownCommand, apply, decode_command
+from fluxd.core.runtime import Reactor
+from fluxd.core.types import Offset, RaftIndex
+from fluxlog.v1 import record_pb2
+
+
+class ReadableLog(Protocol):
+    """The read side of a partition log."""
+
+    def plan_read(self, offset: Offset, *, max_bytes: int, end_index: RaftIndex) -> bytes | Callable[[], bytes]:
+        """Whole frames from the one that holds `offset`; a callable has to be run off the loop."""
+
+
+class CommittedLog(Protocol):
+    """This node's replica of the metadata group, as far as it is read here."""
+
+    on_commit: list[Callable[[], None]]
+
+    @property
+    def log(self) -> ReadableLog: ...
+    @property
+    def commit_index(self) -> RaftIndex: ...
+    @property
+    def high_watermark(self) -> Offset: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From one image to a later one."""
+
+    old: Image
+    new: Image
+    deleted_topics: frozenset[bytes]
+    """Topic ids that a command in between deleted; also those that are in neither image."""
+
+
+class MetadataFollower:
+    """See the module.
+
+    Args:
+        image: of the founding.
+        on_fatal: the node must stop; called at most once.
+    """
+
+    def __init__(self, reactor: Reactor, image: Image, *, on_fatal: Callable[[Exception], None]) -> None:
+        self.image = image
+        self.applied_offset = Offset(0)
+        """First offset of the metadata log that is not applied: exclusive."""
+        self.listeners: list[Callable[[Change], None]] = []
+        """Called on the loop, in order, with each change."""
+        self._reactor = reactor
+        self._on_fatal = on_fatal
+        self._group: CommittedLog | None = None
+        self._told = image
+        self._deleted: set[bytes] = set()
+        self._busy = False
+        self._stopped = False
+        self._waiting: list[tuple[Offset, asyncio.Future[None]]] = []
+
+    def follow(self, group: CommittedLog) -> None:
+        """Apply what this node's own replica knows to be committed, now and from now on."""
+        self._group = group
+        group.on_commit.append(self._wake)
+        self._wake()
+
+    def feed(self, records: Sequence[record_pb2.Record]) -> None:
+        """Apply committed records that were fetched from another node, beginning at `applied_offset`.
+
+        Only where no replica is followed.
+        """
+        if not self._stopped and self._group is None:
+            self._apply(records)
+            self._tell()
+
+    async def wait_applied(self, offset: Offset) -> None:
+        """Wait until everything below an offset is applied and the listeners know. The caller bounds the time.
+
+        Raises:
+            FluxError: STOPPING.
+        """
+        if self.applied_offset >= offset and self.image is self._told:
+            return
+        if self._stopped:
+            raise FluxError(Reason.STOPPING, "this node is shutting down")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((offset, future))
+        await future
+
+    def stop(self) -> None:
+        """Apply nothing more."""
+        self._stopped = True
+        waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(FluxError(Reason.STOPPING, "this node is shutting down"))
+
+    # ---- reading, one bounded piece per turn of the loop
+
+    def _wake(self) -> None:
+        if not self._busy and not self._stopped:
+            self._busy = True
+            self._reactor.call_soon(self._step)
+
+    def _step(self) -> None:
+        group = self._group
+        if self._stopped or group is None:
+            return
+        if self.applied_offset >= group.high_watermark:
+            self._busy = False
+            self._tell()
+            return
+        try:
+            plan = group.log.plan_read(
+                self.applied_offset, max_bytes=limits.METADATA_READ_BYTES, end_index=group.commit_index
+            )
+        except (OSError, CorruptDataError) as error:
+            self._fatal(error)
+            return
+        if callable(plan):
+            self._read_off_the_loop(plan)
+        else:
+            self._take(plan)
+
+    def _read_off_the_loop(self, plan: Callable[[], bytes]) -> None:
+        out: list[bytes] = []
+
+        def done(error: BaseException | None) -> None:
+            if isinstance(error, Exception):
+                self._fatal(error)
+            elif error is not None:
+                raise error
+            else:
+                self._take(out[0])
+
+        self._reactor.run_blocking([lambda: out.append(plan())], done)
+
+    def _take(self, frames: bytes) -> None:
+        before = self.applied_offset
+        try:
+            self._apply(records_from_frames(frames, before))
+        except CorruptDataError as error:
+            self._fatal(error)
+        if self._stopped:
+            return
+        if self.applied_offset == before:
+            why = f"the metadata log has no records at offset {before}, below its high watermark"
+            self._fatal(CorruptDataError(why))
+            return
+        self._reactor.call_soon(self._step)
+
+    # ---- applying
+
+    def _apply(self, records: Sequence[record_pb2.Record]) -> None:
+        try:
+            for record in records:
+                self.image, result = apply(self.image, decode_command(record.value))
+                self.applied_offset = Offset(record.offset + 1)
+                if result.deleted_topic:
+                    self._deleted.add(result.deleted_topic)
+        except UnknownCommand as error:
+            self._fatal(error)
+
+    def _tell(self) -> None:
+        if self.image is not self._told:
+            change = Change(self._told, self.image, frozenset(self._deleted))
+            self._told = self.image
+            self._deleted.clear()
+            for listener in tuple(self.listeners):
+                listener(change)
+        ready = [future for offset, future in self._waiting if offset <= self.applied_offset]
+        self._waiting = [(offset, future) for offset, future in self._waiting if offset > self.applied_offset]
+        for future in ready:
+            if not future.done():
+                future.set_result(None)
+
+    def _fatal(self, error: Exception) -> None:
+        if not self._stopped:
+            self.stop()
+            self._on_fatal(error)

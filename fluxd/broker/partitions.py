@@ -1,0 +1,163 @@
+"""Brings this node's replicas in line with the metadata: opens groups, closes and removes those of deleted topics.
+
+A partition's files are removed for one reason only: a command in the metadata log deleted its topic. What was deleted
+while this node was down is found again when the log is replayed. Files that no topic explains are set aside
+(quarantined), and only once the metadata is known to be current (`confirmed`): until then their topic may simply not
+have been read yet.
+
+Groups are opened a few per turn of the loop, so that a node with thousands of them stays alive to its peers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from fluxd.broker.cluster import ClusterView, Replica
+from fluxd.broker.metadata import Change
+from fluxd.core.metadata import Image
+from fluxd.core.names import parse_configs
+from fluxd.core.runtime import Reactor
+from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC_ID, GroupId
+from fluxd.observability import get_logger
+from fluxd.raft.group import GroupSpec
+
+log = get_logger()
+
+_OPENING_SLICE = 0.005
+"""Seconds of opening in one turn of the loop."""
+
+
+class GroupHost(Protocol):
+    """All replicas of this node."""
+
+    @property
+    def groups(self) -> Mapping[GroupId, Replica]: ...
+    def open(self, spec: GroupSpec) -> Replica: ...
+    def close(self, group_id: GroupId) -> None: ...
+
+
+class PartitionFiles(Protocol):
+    """The directories of partitions in the data directory. All calls block."""
+
+    def partition_names(self) -> list[str]:
+        """Names of the directories that are there."""
+
+    def remove_partition(self, name: str) -> None:
+        """Remove one with all in it; harmless when it is missing."""
+
+    def quarantine(self, name: str) -> None:
+        """Set one aside, never to be read again by the node."""
+
+
+class Partitions:
+    """See the module.
+
+    Args:
+        names_at_start: `PartitionFiles.partition_names()` before any group was opened.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        host: GroupHost,
+        files: PartitionFiles,
+        view: ClusterView,
+        *,
+        names_at_start: list[str],
+    ) -> None:
+        self._reactor, self._host, self._files, self._view = reactor, host, files, view
+        self._image = Image()
+        self._opening: deque[GroupId] = deque()
+        self._scheduled = False
+        self._stopped = False
+        self._unexplained: dict[bytes, list[str]] = {}
+        """Directories found at the start, by topic id, that no topic of the metadata explains yet."""
+        for name in names_at_start:
+            try:
+                group_id = GroupId.from_directory_name(name)
+            except ValueError:
+                log.warning("foreign_directory_ignored", directory=name)
+                continue
+            if group_id != METADATA_GROUP:
+                self._unexplained.setdefault(group_id.topic_id, []).append(name)
+
+    @property
+    def settled(self) -> bool:
+        """Everything that the image asks for is open."""
+        return not self._opening
+
+    def apply(self, change: Change) -> None:
+        """Follow the metadata: a listener of `MetadataFollower`."""
+        old, self._image = self._image, change.new
+        for topic_id in change.deleted_topics:
+            self._delete(topic_id)
+        me = self._view.local.node_id
+        for topic_id, topic in change.new.topics.items():
+            if old.topics.get(topic_id) is topic or topic_id == METADATA_TOPIC_ID:
+                continue
+            for number, partition in enumerate(topic.partitions):
+                group_id = topic.group_id(number)
+                if partition.directory_of(me) is not None and group_id not in self._host.groups:
+                    self._opening.append(group_id)
+        self._schedule()
+
+    def confirmed(self) -> None:
+        """The image is at least as new as the start of this process: what no topic explains now belongs to none."""
+        for name in [name for names in self._unexplained.values() for name in names]:
+            partition = self._image.partition(GroupId.from_directory_name(name))
+            if partition is None or partition.directory_of(self._view.local.node_id) is None:
+                self._blocking("partition_quarantined", name, partial(self._files.quarantine, name))
+        self._unexplained.clear()
+
+    def stop(self) -> None:
+        """Open and remove nothing more."""
+        self._stopped = True
+        self._opening.clear()
+
+    def _delete(self, topic_id: bytes) -> None:
+        names = set(self._unexplained.pop(topic_id, ()))
+        for group_id in [group_id for group_id in self._host.groups if group_id.topic_id == topic_id]:
+            self._host.close(group_id)
+            names.add(group_id.directory_name)
+        for name in sorted(names):
+            self._blocking("partition_removed", name, partial(self._files.remove_partition, name))
+
+    def _blocking(self, event: str, name: str, step: Callable[[], None]) -> None:
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                log.info(event, directory=name)
+            else:  # found again, and tried again, at the next start
+                log.warning("partition_cleanup_failed", directory=name, wanted=event, error=str(error))
+
+        if not self._stopped:
+            self._reactor.run_blocking([step], done)
+
+    def _schedule(self) -> None:
+        if self._opening and not self._scheduled and not self._stopped:
+            self._scheduled = True
+            self._reactor.call_soon(self._open_some)
+
+    def _open_some(self) -> None:
+        self._scheduled = False
+        until = self._reactor.now() + _OPENING_SLICE
+        while self._opening:
+            self._open(self._opening.popleft())
+            if self._reactor.now() >= until:
+                break
+        self._schedule()
+
+    def _open(self, group_id: GroupId) -> None:
+        topic = self._image.topics.get(group_id.topic_id)
+        if topic is None or group_id in self._host.groups:
+            return  # deleted while it waited, or asked for twice
+        partition = topic.partitions[group_id.partition]
+        bound = partition.directory_of(self._view.local.node_id)
+        assert bound is not None, "only this node's own replicas are queued"
+        segment_bytes = parse_configs(topic.configs).segment_bytes
+        replica = self._host.open(
+            GroupSpec(group_id, partition.generation, partition.voters, bound, segment_bytes=segment_bytes)
+        )
+        self._view.attach(replica)
