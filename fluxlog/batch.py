@@ -141,7 +141,11 @@ def _set_timestamps(batch: record_pb2.RecordBatch, timestamps_ms: int | Sequence
     base = batch.base_timestamp_ms = timestamps_ms[0]
     deltas = [timestamp - base for timestamp in timestamps_ms]
     if any(deltas):
-        batch.timestamp_deltas_ms.extend(deltas)
+        try:
+            batch.timestamp_deltas_ms.extend(deltas)
+        except ValueError:  # a difference over 64 bits
+            del batch.timestamp_deltas_ms[:]
+            batch.timestamp_deltas_ms.extend(map(_wrapped, deltas))
 
 
 def _set_keys(batch: record_pb2.RecordBatch, keys: Sequence[bytes | None]) -> bytes:
@@ -165,6 +169,11 @@ def _set_headers(batch: record_pb2.RecordBatch, headers: Sequence[Headers]) -> b
     batch.header_value_lengths.extend(lengths)
     batch.null_header_values.extend(nulls)
     return b"".join(names) + column
+
+
+def _wrapped(number: int) -> int:
+    """To 64 bits with sign: sums and differences of timestamps wrap, as they do in other languages."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _varint(number: int) -> bytes:
@@ -269,7 +278,7 @@ class DecodedBatch:
         times = [base + delta for delta in deltas]
         if min(times) >= -(1 << 63) and max(times) < 1 << 63:
             return times
-        return [(t + (1 << 63)) % (1 << 64) - (1 << 63) for t in times]
+        return list(map(_wrapped, times))
 
     def offsets(self, base_offset: int) -> Sequence[int]:
         """One per record, ascending, when the batch begins at `base_offset`. Dense unless the log was compacted."""
