@@ -23,6 +23,7 @@ from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC_ID, GroupId
 from fluxd.observability import get_logger
 from fluxd.raft.group import GroupSpec
+from fluxd.storage.directory import PARTITIONS, DataDirectory
 
 log = get_logger()
 
@@ -39,36 +40,23 @@ class GroupHost(Protocol):
     def close(self, group_id: GroupId) -> None: ...
 
 
-class PartitionFiles(Protocol):
-    """The directories of partitions in the data directory. All calls block."""
-
-    def partition_names(self) -> list[str]:
-        """Names of the directories that are there."""
-
-    def remove_partition(self, name: str) -> None:
-        """Remove one with all in it; harmless when it is missing."""
-
-    def quarantine(self, name: str) -> None:
-        """Set one aside, never to be read again by the node."""
-
-
 class Partitions:
     """See the module.
 
     Args:
-        names_at_start: `PartitionFiles.partition_names()` before any group was opened.
+        names_at_start: `DataDirectory.partitions()` before any group was opened.
     """
 
     def __init__(
         self,
         reactor: Reactor,
         host: GroupHost,
-        files: PartitionFiles,
+        directory: DataDirectory,
         view: ClusterView,
         *,
         names_at_start: list[str],
     ) -> None:
-        self._reactor, self._host, self._files, self._view = reactor, host, files, view
+        self._reactor, self._host, self._directory, self._view = reactor, host, directory, view
         self._image = Image()
         self._opening: deque[GroupId] = deque()
         self._scheduled = False
@@ -109,7 +97,7 @@ class Partitions:
         for name in [name for names in self._unexplained.values() for name in names]:
             partition = self._image.partition(GroupId.from_directory_name(name))
             if partition is None or partition.directory_of(self._view.local.node_id) is None:
-                self._blocking("partition_quarantined", name, partial(self._files.quarantine, name))
+                self._blocking("partition_quarantined", name, partial(self._directory.quarantine, name))
         self._unexplained.clear()
 
     def stop(self) -> None:
@@ -123,9 +111,17 @@ class Partitions:
             self._host.close(group_id)
             names.add(group_id.directory_name)
         for name in sorted(names):
-            self._blocking("partition_removed", name, partial(self._files.remove_partition, name))
+            self._blocking("partition_removed", name, partial(self._remove, name))
 
-    def _blocking(self, event: str, name: str, step: Callable[[], None]) -> None:
+    def _remove(self, name: str) -> None:
+        # Power lost half way leaves a rest, which the deletion in the metadata log explains at the next start.
+        self._directory.fs.remove_tree(f"{PARTITIONS}/{name}")
+        self._directory.fs.sync_directory(PARTITIONS)
+
+    def _blocking(self, event: str, name: str, work: Callable[[], object]) -> None:
+        def step() -> None:
+            work()
+
         def done(error: BaseException | None) -> None:
             if error is None:
                 log.info(event, directory=name)

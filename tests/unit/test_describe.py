@@ -1,0 +1,149 @@
+"""Descriptions: the numbers, and the reasons in words."""
+
+from __future__ import annotations
+
+from fluxd.broker.describe import cluster_description, is_under_replicated, partition_description
+from fluxd.core import limits
+from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset
+from fluxd.raft.group import Role
+from fluxlog.v1 import admin_pb2, peer_pb2
+from tests.unit.broker_fakes import Cluster, FakeGroup, leads, partition
+
+
+def with_partition(*nodes: int) -> tuple[Cluster, GroupId]:
+    cluster = Cluster()
+    return cluster, GroupId(cluster.topic("orders", partition(*nodes)), 0)
+
+
+def describe(cluster: Cluster, group_id: GroupId) -> admin_pb2.PartitionDescription:
+    return partition_description(cluster.view, cluster.view.image.topics[group_id.topic_id], group_id.partition)
+
+
+def lead_here(cluster: Cluster, group_id: GroupId) -> FakeGroup:
+    group = cluster.groups[group_id]
+    group.become(Role.LEADER, 3, 1)
+    group.in_sync, group.heard_ms = {2, 3}, {2: 40, 3: 50}
+    group.high_watermark = group.log_end_offset = Offset(7)
+    cluster.tell(2)
+    cluster.tell(3)
+    return group
+
+
+def test_a_healthy_partition_that_this_node_leads() -> None:
+    """Everything in sync: the numbers are the leader's own, and there is nothing to explain."""
+    cluster, group_id = with_partition(1, 2, 3)
+    lead_here(cluster, group_id)
+    out = describe(cluster, group_id)
+    assert (out.leader_node, out.leader_epoch, list(out.replicas), list(out.isr)) == (1, 3, [1, 2, 3], [1, 2, 3])
+    assert (out.high_watermark, out.log_end_offset, out.size_bytes, out.status_age_ms) == (7, 7, 1_000, 0)
+    assert [replica.state for replica in out.replica_states] == [
+        admin_pb2.REPLICA_STATE_LEADER,
+        admin_pb2.REPLICA_STATE_FOLLOWER,
+        admin_pb2.REPLICA_STATE_FOLLOWER,
+    ]
+    assert [replica.last_heard_ms for replica in out.replica_states] == [0, 40, 50]
+    assert out.why == ""
+    assert not is_under_replicated(out)
+
+
+def test_a_replica_that_lags_is_explained() -> None:
+    """Out of sync: how far behind and when last heard, in numbers and in words."""
+    cluster, group_id = with_partition(1, 2, 3)
+    group = lead_here(cluster, group_id)
+    group.in_sync, group.durable, group.heard_ms = {2}, {3: 4}, {2: 10, 3: 2_500}
+    out = describe(cluster, group_id)
+    assert list(out.isr) == [1, 2]
+    assert out.replica_states[2].lag_entries == 6
+    assert out.why == "out of sync: node 3: 6 entries behind, last heard 2.5 s ago"
+    assert is_under_replicated(out)
+
+
+def test_a_down_node_and_an_unadmitted_replica_are_told_apart() -> None:
+    """The state of each replica says whether its node is down or its disk was lost."""
+    cluster, group_id = with_partition(1, 2, 3)
+    lead_here(cluster, group_id).in_sync = set()
+    trouble = peer_pb2.ReplicaTrouble(topic_id=group_id.topic_id, partition=0, why="the disk was replaced")
+    cluster.tell(3, troubles=[trouble])
+    cluster.view.peer_lost(NodeId(2))
+    out = describe(cluster, group_id)
+    assert [replica.state for replica in out.replica_states[1:]] == [
+        admin_pb2.REPLICA_STATE_UNREACHABLE,
+        admin_pb2.REPLICA_STATE_UNADMITTED,
+    ]
+    assert out.why.startswith("writes are refused: 2 of 3 replicas are needed, 1 in sync; node 2: its node is down")
+    assert "node 3: unadmitted: the disk was replaced" in out.why
+
+
+def test_no_leader_for_lack_of_replicas() -> None:
+    """With too few replicas the reason names what is needed and who is missing."""
+    cluster, group_id = with_partition(1, 2, 3)
+    out = describe(cluster, group_id)
+    assert (out.leader_node, list(out.isr)) == (0, [])
+    assert out.why.startswith("no leader: 2 of 3 replicas are needed, 1 can take part; node 2: its node is down")
+    assert "never heard from" in out.why
+
+
+def test_no_leader_during_an_election() -> None:
+    """With enough replicas up an election is under way; offsets are what this node knows."""
+    cluster, group_id = with_partition(1, 2, 3)
+    cluster.tell(2)
+    group = cluster.groups[group_id]
+    group.become(Role.CANDIDATE, 5, None)
+    group.high_watermark, group.log_end_offset = Offset(4), Offset(6)
+    out = describe(cluster, group_id)
+    assert out.why.startswith("no leader: an election is under way; node 3: its node is down")
+    assert (out.high_watermark, out.log_end_offset) == (4, 6)
+    assert out.replica_states[0].state == admin_pb2.REPLICA_STATE_CANDIDATE
+    group.missing = (NodeId(2), NodeId(3))
+    assert describe(cluster, group_id).why.endswith("this node does not reach nodes 2, 3")
+
+
+def test_a_partition_elsewhere_is_described_with_its_age() -> None:
+    """A node without a replica describes it from what the leader told, and says how old that is."""
+    cluster, group_id = with_partition(2, 3)
+    cluster.tell(3)
+    cluster.tell(2, leads(group_id, 4, in_sync=[3], high_watermark=9, log_end_offset=9))
+    cluster.clock.advance(0.4)
+    out = describe(cluster, group_id)
+    assert (out.leader_node, list(out.isr), out.high_watermark, out.status_age_ms) == (2, [2, 3], 9, 400)
+    assert out.replica_states[1].last_heard_ms == 420
+    cluster.view.peer_lost(NodeId(2))
+    out = describe(cluster, group_id)
+    assert (out.leader_node, list(out.isr), out.high_watermark) == (0, [], 9)
+
+
+def test_a_leader_that_has_told_nothing_yet() -> None:
+    """A leader known from the own replica before its first status: nobody is claimed to be in sync."""
+    cluster, group_id = with_partition(1, 2, 3)
+    cluster.tell(2)
+    cluster.groups[group_id].become(Role.FOLLOWER, 5, 2)
+    out = describe(cluster, group_id)
+    assert (out.leader_node, list(out.isr)) == (2, [])
+    assert "has just been elected" in out.why
+
+
+def test_the_cluster() -> None:
+    """Nodes with their state, leaderships and replicas; counts of partitions in trouble; internal topics are not
+    counted.
+    """
+    cluster = Cluster()
+    topic_id = cluster.topic("orders", partition(1, 2, 3), partition(2, 3, 1), partition(3, 1, 2))
+    cluster.view.cluster_id = "c"
+    lead_here(cluster, GroupId(topic_id, 0))
+    cluster.tell(2, leads(GroupId(topic_id, 1), 3, in_sync=[3]), leads(METADATA_GROUP, 8, in_sync=[1, 3]))
+    out = cluster_description(cluster.view)
+    assert (out.cluster_id, out.node_id, out.controller_node, out.controller_epoch) == ("c", 1, 2, 8)
+    assert (out.topics, out.partitions, out.leaderless_partitions, out.under_replicated_partitions) == (1, 3, 1, 2)
+    assert [(node.node_id, node.leader_partitions, node.replica_partitions) for node in out.nodes] == [
+        (1, 1, 3),
+        (2, 1, 3),
+        (3, 0, 3),
+    ]
+    assert [node.process_id for node in out.nodes] == [101, 102, 103]
+    assert out.nodes[0].last_heard_ms == 0
+    cluster.clock.advance(limits.NODE_DOWN_AFTER + 0.1)
+    assert [node.state for node in cluster_description(cluster.view).nodes] == [
+        admin_pb2.NODE_STATE_UP,
+        admin_pb2.NODE_STATE_DOWN,
+        admin_pb2.NODE_STATE_DOWN,
+    ]
