@@ -21,13 +21,23 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from fluxd.core import entry, limits
-from fluxd.core.columns import check_columns, declared_bytes, decompressed, header_keys, slices, with_nulls
+from fluxd.core.columns import (
+    check_header_keys,
+    check_size,
+    declared_bytes,
+    decompressed,
+    header_keys,
+    slices,
+    with_nulls,
+)
 from fluxd.core.errors import CorruptDataError, FluxError, Reason
 from fluxd.core.types import PRODUCER_ID_BYTES, Offset
 from fluxlog.v1 import record_pb2
 
+_COLUMNS_TAG = 0x82
+"""First byte of the tag of field 16; 0x01 follows. All others have one byte."""
 _VARINT_TAGS = frozenset((0x08, 0x10, 0x20, 0x28))
-_BYTES_TAGS = frozenset((0x1A, 0x32, 0x3A, 0x42, 0x4A, 0x52, 0x5A, 0x62, 0x6A, 0x72, 0x7A, 0x82))
+_BYTES_TAGS = frozenset((0x1A, 0x32, 0x3A, 0x42, 0x4A, 0x52, 0x5A, 0x62, 0x6A, 0x72, 0x7A, _COLUMNS_TAG))
 _SEQUENCE_MAX = (1 << 64) - 1
 
 
@@ -69,7 +79,7 @@ def check_batch(data: bytes | memoryview) -> BatchInfo:
     if len(data) > limits.BATCH_BYTES_MAX:
         raise _too_large(f"the batch has {len(data)} bytes, at most {limits.BATCH_BYTES_MAX} are allowed")
     try:
-        _check_shape(data)
+        columns_bytes = _check_shape(data)
         batch = _parse(data)
         if batch.record_count > limits.BATCH_RECORDS_MAX:
             raise _too_large(
@@ -85,7 +95,9 @@ def check_batch(data: bytes | memoryview) -> BatchInfo:
                 f"{limits.BATCH_UNCOMPRESSED_BYTES_MAX} are allowed"
             )
         if batch.codec == record_pb2.CODEC_NONE:
-            check_columns(batch, batch.columns, declared)
+            check_size(columns_bytes, declared)
+            if batch.header_counts:
+                check_header_keys(batch, batch.columns)
     except CorruptDataError as error:
         raise FluxError(Reason.CORRUPT_BATCH, f"not a valid batch: {error}") from error
     return BatchInfo(batch.record_count, batch.producer_id, batch.base_sequence)
@@ -112,9 +124,13 @@ def _parse(data: bytes | memoryview) -> record_pb2.RecordBatch:
         raise CorruptDataError("the bytes are not a RecordBatch") from error
 
 
-def _check_shape(data: bytes | memoryview) -> None:
-    """Each known field at most once, and no other: at most 16 steps, whatever the bytes are."""
-    position, end = 0, len(data)
+def _check_shape(data: bytes | memoryview) -> int:
+    """Each known field at most once, and no other: at most 16 steps, whatever the bytes are.
+
+    Returns:
+        Size of `columns`, bytes: to ask the message for it would copy them.
+    """
+    position, end, columns_bytes = 0, len(data), 0
     seen = set()
     while position < end:
         tag = data[position]
@@ -122,21 +138,24 @@ def _check_shape(data: bytes | memoryview) -> None:
             raise CorruptDataError(f"field {_field_of(tag)} occurs twice; repeated numbers must be packed")
         seen.add(tag)
         position += 1
-        if tag == 0x82:
+        if tag == _COLUMNS_TAG:
             if data[position : position + 1] != b"\x01":
                 raise CorruptDataError(f"unknown field at byte {position - 1}")
             position += 1
         number, position = _read_varint(data, position)
         if tag in _BYTES_TAGS:
             position += number
+            if tag == _COLUMNS_TAG:
+                columns_bytes = number
         elif tag not in _VARINT_TAGS:
             raise CorruptDataError(f"unknown field or wire type, tag {tag:#x} at byte {position - 1}")
     if position > end:
         raise CorruptDataError("the batch is cut off")
+    return columns_bytes
 
 
 def _field_of(tag: int) -> int:
-    return 16 if tag == 0x82 else tag >> 3
+    return 16 if tag == _COLUMNS_TAG else tag >> 3
 
 
 def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:

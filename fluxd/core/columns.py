@@ -64,18 +64,25 @@ def _check_nulls(name: str, lengths: Sequence[int], nulls: Sequence[int]) -> int
     return sum(lengths)
 
 
-def check_columns(batch: record_pb2.RecordBatch, columns: bytes, declared: int) -> None:
-    """Verify that uncompressed columns have the declared size, and that header keys are UTF-8.
+def check_size(actual: int, declared: int) -> None:
+    """Verify that uncompressed columns have the declared size, bytes.
 
     Raises:
         CorruptDataError: otherwise.
     """
-    if len(columns) != declared:
-        raise CorruptDataError(f"the lengths add up to {declared} bytes, the columns have {len(columns)}")
-    if batch.header_counts:
-        start = sum(batch.value_lengths[:]) + sum(batch.key_lengths[:])
-        if not columns[start : start + sum(batch.header_key_lengths[:])].isascii():
-            header_keys(batch, columns)
+    if actual != declared:
+        raise CorruptDataError(f"the lengths add up to {declared} bytes, the columns have {actual}")
+
+
+def check_header_keys(batch: record_pb2.RecordBatch, columns: bytes) -> None:
+    """Verify that header keys are UTF-8.
+
+    Raises:
+        CorruptDataError: otherwise.
+    """
+    start = sum(batch.value_lengths[:]) + sum(batch.key_lengths[:])
+    if not columns[start : start + sum(batch.header_key_lengths[:])].isascii():
+        header_keys(batch, columns)
 
 
 def header_keys(batch: record_pb2.RecordBatch, columns: bytes) -> list[str]:
@@ -126,7 +133,8 @@ def decompressed(batch: record_pb2.RecordBatch) -> bytes:
         columns = _decompress(batch.codec, batch.columns, declared)
     except (zstandard.ZstdError, zlib.error, RuntimeError) as error:  # lz4 raises RuntimeError
         raise CorruptDataError(f"columns cannot be decompressed: {error}") from error
-    check_columns(batch, columns, declared)
+    check_size(len(columns), declared)
+    check_header_keys(batch, columns)
     return columns
 
 
