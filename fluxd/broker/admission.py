@@ -5,6 +5,8 @@ growing heap. (The bound per partition is its queue's, in `raft/group.py`.)
 
 from __future__ import annotations
 
+import asyncio
+
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 
@@ -35,6 +37,8 @@ class Admission:
         self._connection_bytes_max = connection_bytes_max
         self._by_connection: dict[str, int] = {}
         self.bytes_admitted = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     def admit(self, connection: str, size: int) -> Ticket:
         """Take a place for a request.
@@ -52,13 +56,20 @@ class Admission:
         if used + size > self._connection_bytes_max:
             raise _overloaded(f"{used} bytes of requests wait on this connection", self._connection_bytes_max)
         self.bytes_admitted += size
+        self._empty.clear()
         self._by_connection[connection] = used + size
         return Ticket(self, connection, size)
+
+    async def drained(self) -> None:
+        """Return when no request waits for its answer."""
+        await self._empty.wait()
 
     def _give_back(self, connection: str, size: int) -> None:
         if not size:
             return
         self.bytes_admitted -= size
+        if not self.bytes_admitted:
+            self._empty.set()
         left = self._by_connection[connection] - size
         if left:
             self._by_connection[connection] = left

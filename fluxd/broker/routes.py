@@ -45,7 +45,7 @@ class Routes:
 
     Args:
         groups: this node's replicas, read live.
-        refresh: brings this node's metadata up to what was committed when it was called; may fail silently.
+        confirm: brings this node's metadata up to what was committed when it was called, or raises FluxError.
         is_connected: a link to that node stands.
     """
 
@@ -53,12 +53,12 @@ class Routes:
         self,
         cluster: ClusterView,
         groups: Mapping[GroupId, Group | OfflineGroup],
-        refresh: Callable[[], Awaitable[None]],
+        confirm: Callable[[], Awaitable[None]],
         is_connected: Callable[[NodeId], bool],
     ) -> None:
         self._cluster = cluster
         self._groups = groups
-        self._refresh = refresh
+        self._confirm = confirm
         self.is_connected = is_connected
         self.node_id = cluster.local.node_id
 
@@ -66,14 +66,25 @@ class Routes:
         """The partition of a request. Only an unknown one costs a wait: this node's metadata may be behind.
 
         Raises:
-            FluxError: UNKNOWN_TOPIC, UNKNOWN_PARTITION, TOPIC_ID_MISMATCH.
+            FluxError: UNKNOWN_TOPIC, UNKNOWN_PARTITION, TOPIC_ID_MISMATCH; or NO_CONTROLLER: whether it is so cannot be
+            found out now, retriable.
         """
         try:
             return self.lookup(topic, partition, topic_id)
         except FluxError as error:
             if error.reason not in _MAYBE_STALE:
                 raise
-        await self._refresh()
+            unknown = error
+        try:
+            async with asyncio.timeout(limits.NO_QUORUM_ANSWER):
+                await self._confirm()
+        except (FluxError, TimeoutError) as error:
+            why = error.message if isinstance(error, FluxError) else "the controller did not answer in time"
+            raise FluxError(
+                Reason.NO_CONTROLLER,
+                f"{unknown.message} as far as node {self.node_id} knows, but its metadata may be behind: {why}",
+                metadata=unknown.metadata,
+            ) from error
         return self.lookup(topic, partition, topic_id)
 
     def lookup(self, topic: str, partition: int, topic_id: bytes) -> Route:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -144,16 +144,19 @@ def bidi_stream(method: str, body: BidiBody, *, writes: bool = False) -> grpc.Rp
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def typed_service(service: ServiceDescriptor, servicer: object, *, writes: frozenset[str]) -> grpc.GenericRpcHandler:
-    """All unary methods of a service, from a servicer whose methods take and give messages and raise FluxError.
+def typed_service(
+    service: ServiceDescriptor, servicers: Sequence[object], *, writes: frozenset[str]
+) -> grpc.GenericRpcHandler:
+    """All unary methods of a service, from servicers whose methods take and give messages and raise FluxError.
 
     Args:
+        servicers: each method is the first one's that has it.
         writes: names of the methods whose errors say an outcome.
     """
 
     def body_of(method: MethodDescriptor) -> UnaryBody:
         request_type = GetMessageClass(method.input_type)
-        serve = getattr(servicer, method.name)
+        serve = next(getattr(servicer, method.name) for servicer in servicers if hasattr(servicer, method.name))
 
         async def body(request: bytes, context: Context) -> bytes:
             response = await serve(parse(request_type, request), context)

@@ -10,14 +10,12 @@ from weakref import WeakValueDictionary
 import grpc
 
 from fluxd.broker.fetch import FetchCall, Fetching
-from fluxd.broker.forward import FORWARDED_KEY
 from fluxd.broker.offsets import ListingOffsets
 from fluxd.broker.produce import ProduceCall, Producing
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.status import error_message
 from fluxd.observability import get_logger
-from fluxd.peer.reception import Reception
 from fluxd.rpc.handling import Context, bidi_stream, parse, server_stream, unary
 from fluxd.rpc.raw import parse_produce, parse_stream_request
 from fluxlog.v1 import log_pb2
@@ -41,11 +39,12 @@ class LogService:
 
     Args:
         broker: gives the broker, or raises NOT_READY or STOPPING.
+        is_forwarded: another node passes the call on; raises UNAUTHENTICATED when a stranger says so.
     """
 
-    def __init__(self, broker: Callable[[], Broker], reception: Reception) -> None:
+    def __init__(self, broker: Callable[[], Broker], is_forwarded: Callable[[Context], bool]) -> None:
         self._broker = broker
-        self._reception = reception
+        self._is_forwarded = is_forwarded
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For a server."""
@@ -141,18 +140,6 @@ class LogService:
         message = parse(log_pb2.ListOffsetsRequest, request)
         response = await broker.offsets.list_offsets(message, forwarded=self._is_forwarded(context))
         return response.SerializeToString()
-
-    def _is_forwarded(self, context: Context) -> bool:
-        """Another node passes this on. Only members may say so.
-
-        Raises:
-            FluxError: UNAUTHENTICATED.
-        """
-        metadata = context.invocation_metadata() or ()
-        if not any(key == FORWARDED_KEY for key, _ in metadata):
-            return False
-        self._reception.admit_member(metadata, context.peer())
-        return True
 
 
 def _turn(turns: _Turns, call: ProduceCall) -> asyncio.Lock:

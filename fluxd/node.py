@@ -1,0 +1,369 @@
+"""The composition root: every part of a node is made here, started in order, and stopped in reverse.
+
+    data directory → links, replicas, view (nothing runs yet) → server (answers Hello, everything else NOT_READY)
+    → the cluster is
+    founded or joined → metadata, controller, data path → serving
+
+Nothing is decided here; if a line of this file has an `if` about the cluster's state, it belongs elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import Coroutine
+from importlib.metadata import version
+from typing import Any
+
+from fluxd.broker.administration import Administration
+from fluxd.broker.admission import Admission
+from fluxd.broker.balance import LeaderBalancer
+from fluxd.broker.cluster import ClusterView, LocalNode
+from fluxd.broker.controller import Controller
+from fluxd.broker.currency import MetadataCurrency
+from fluxd.broker.fetch import Fetching
+from fluxd.broker.forward import FORWARDED_KEY, Forwarder
+from fluxd.broker.founding import Joining, StartError, check_refusals
+from fluxd.broker.metadata import Change, MetadataFollower
+from fluxd.broker.offsets import ListingOffsets
+from fluxd.broker.partitions import Partitions
+from fluxd.broker.produce import Producing
+from fluxd.broker.routes import Routes
+from fluxd.broker.waiting import WaitingRoom
+from fluxd.config import Settings
+from fluxd.core import limits
+from fluxd.core.errors import FluxError, Reason
+from fluxd.core.metadata import founding_image
+from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
+from fluxd.observability import get_logger
+from fluxd.peer.identity import Identity
+from fluxd.peer.links import Links
+from fluxd.peer.reception import Reception
+from fluxd.raft.group import Group, GroupSpec
+from fluxd.raft.host import Host
+from fluxd.reactor import AsyncReactor
+from fluxd.rpc.admin import WRITES, AdminServicer
+from fluxd.rpc.admin_node import NodeControl
+from fluxd.rpc.handling import Context, typed_service
+from fluxd.rpc.log import Broker, LogService
+from fluxd.rpc.peer import PeerService
+from fluxd.rpc.server import Server
+from fluxd.storage.directory import VOTES_NAME, DataDirectory, open_directory
+from fluxd.storage.errors import DirectoryError, VotesCorrupt, VotesMissing
+from fluxd.storage.real import RealFileSystem
+from fluxd.storage.votes import VoteFile
+from fluxlog.v1 import admin_pb2, peer_pb2
+
+_GRACE = 0.2
+"""For answers that are on their way when the server stops."""
+_KILL_DELAY = 0.05
+
+log = get_logger()
+
+
+class Node:
+    """One node, from start to end. `run` returns when it was stopped.
+
+    Args:
+        settings: validated.
+        reactor: on the running loop.
+    """
+
+    def __init__(self, settings: Settings, reactor: AsyncReactor) -> None:
+        self._settings, self._reactor = settings, reactor
+        self._secret = settings.cluster_secret.get_secret_value().encode() or secrets.token_bytes(32)
+        self._addresses = {NodeId(node): address for node, address in settings.seeds.items()}
+        self._ended = asyncio.Event()
+        self._failure: StartError | None = None
+        self._stopping = False
+        self._refusals: dict[NodeId, FluxError] = {}
+        self._ever_connected = False
+        self._broker: Broker | None = None
+        self._administration: Administration | None = None
+        self._status_changed = asyncio.Event()
+        self._directory = self._open_directory()
+        self._me = Identity(
+            NodeId(settings.node_id),
+            bytes.fromhex(self._directory.meta.directory_id),
+            settings.seed_list,
+            settings.advertise,
+            os.getpid(),
+            version("fluxd"),
+            settings.allow_remote_stop,
+        )
+        self._links = Links(self._me, self._secret, self._addresses, self)
+        self._host = self._make_host()
+        self._view = ClusterView(reactor, self._local_node(), self._host.groups)
+        self._forwarder = Forwarder(self._me, self._secret, self._links, list(self._addresses))
+        self._reception = Reception(self._me, self._secret, self._links.directory_of)
+        self._admission = Admission()
+        self._server = self._make_server()
+
+    # ---- making
+
+    def _open_directory(self) -> DataDirectory:
+        root = self._settings.data_dir
+        try:
+            return open_directory(RealFileSystem(root), root, NodeId(self._settings.node_id), secrets.token_bytes)
+        except DirectoryError as error:
+            raise StartError(f"data directory {root}: {error}") from error
+        except OSError as error:
+            raise StartError(f"data directory {root} cannot be used: {error.strerror or error}") from error
+
+    def _make_host(self) -> Host:
+        votes, why = None, ""
+        try:
+            votes = VoteFile.open(self._directory.fs, VOTES_NAME)
+        except (VotesMissing, VotesCorrupt) as error:
+            why = str(error)
+        return Host(
+            self._me.node_id, self._me.directory_id, reactor=self._reactor, fs=self._directory.fs, votes=votes,
+            transport=self._links, log_event=_log_event, votes_why=why,
+        )  # fmt: skip
+
+    def _local_node(self) -> LocalNode:
+        me = self._me
+        return LocalNode(
+            me.node_id, me.directory_id, me.advertised_address, me.process_id, me.version, me.allows_remote_stop
+        )
+
+    def _make_server(self) -> Server:
+        control = NodeControl(
+            self._me.node_id, allowed=self._settings.allow_remote_stop, stop=self.stop, kill=self._kill_soon
+        )
+        admin = AdminServicer(self._the_administration, self._view, self._is_forwarded)
+        return Server(
+            self._settings.listen,
+            [
+                PeerService(self._reception, self).handlers(),
+                LogService(self._the_broker, self._is_forwarded).handlers(),
+                typed_service(admin_pb2.DESCRIPTOR.services_by_name["Admin"], [admin, control], writes=WRITES),
+            ],
+        )
+
+    # ---- the life of a node
+
+    async def run(self) -> None:
+        """Serve until stopped.
+
+        Raises:
+            StartError: the node could not start, or had to give up.
+        """
+        try:
+            await self._start_server()
+            await self._until_ended(
+                Joining(self._me, self._directory, self._secret, self._addresses, self._reactor).join()
+            )
+            if not self._ended.is_set():
+                await self._live()
+        finally:
+            await self._server.stop(_GRACE)
+            self._host.stop()
+            self._directory.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Begin to stop: hand over, finish, end."""
+        self._ended.set()
+
+    def fail(self, error: Exception) -> None:
+        """Give up: this node must not go on."""
+        self._failure = error if isinstance(error, StartError) else StartError(str(error))
+        self._ended.set()
+
+    async def _start_server(self) -> None:
+        try:
+            await self._server.start()
+        except OSError as error:
+            raise StartError(str(error)) from error
+        log.info(
+            "node_started", listen=self._settings.listen, advertise=self._settings.advertise, version=self._me.version
+        )
+
+    async def _until_ended(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that may take for ever, unless the node is stopped."""
+        task, ended = asyncio.ensure_future(work), asyncio.ensure_future(self._ended.wait())
+        await asyncio.wait([task, ended], return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=self._ended.is_set())
+
+    async def _live(self) -> None:
+        """As a member of a cluster."""
+        founding = self._me.founding
+        assert founding is not None
+        image = founding_image(founding)
+        self._view.cluster_id, self._view.image = founding.cluster_id, image
+        follower = MetadataFollower(self._reactor, image, on_fatal=self.fail)
+        partitions = Partitions(
+            self._reactor, self._host, self._directory, self._view, names_at_start=self._directory.partitions()
+        )
+        follower.listeners += [self._take_image, partitions.apply]
+        metadata = image.topics[METADATA_GROUP.topic_id].partitions[0]
+        replica = self._host.open(
+            GroupSpec(
+                METADATA_GROUP, metadata.generation, metadata.voters, metadata.directory_of(self._me.node_id) or b""
+            )
+        )
+        self._view.attach(replica)
+        group = replica if isinstance(replica, Group) else None
+        currency = MetadataCurrency(self._view, follower, group, self._forwarder)
+        controller = Controller(self._reactor, self._view, follower, group) if group is not None else None
+        self._build_data_path(currency, controller)
+        balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
+        self._view.watch_leaders(self._leader_changed)
+
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(self._links.run()),
+                tasks.create_task(self._forwarder.run()),
+                tasks.create_task(self._tell_status()),
+                tasks.create_task(self._confirm(currency, partitions)),
+            ]
+            if group is not None:
+                follower.follow(group)
+            else:
+                running.append(tasks.create_task(currency.fetch_metadata()))
+            balancer.start()
+            await self._server.set_serving(serving=True)
+            log.info("node_serving", cluster_id=founding.cluster_id)
+            await self._ended.wait()
+            await self._drain(balancer)
+            follower.stop()
+            partitions.stop()
+            for task in running:
+                task.cancel()
+
+    def _build_data_path(self, currency: MetadataCurrency, controller: Controller | None) -> None:
+        routes = Routes(self._view, self._host.groups, currency.confirm, self._links.is_connected)
+        self._broker = Broker(
+            Producing(self._reactor, routes, self._forwarder, self._admission),
+            Fetching(self._reactor, routes, self._forwarder, WaitingRoom()),
+            ListingOffsets(self._reactor, routes, self._forwarder),
+        )
+        self._administration = Administration(self._view, routes, currency, controller, self._forwarder)
+
+    @staticmethod
+    async def _confirm(currency: MetadataCurrency, partitions: Partitions) -> None:
+        await currency.confirm_at_last()
+        partitions.confirmed()
+
+    async def _drain(self, balancer: LeaderBalancer) -> None:
+        """Hand leaderships over while still serving, then refuse what is new and let the rest finish."""
+        log.info("node_stop_began")
+        balancer.stop()
+        await self._server.set_serving(serving=False)
+        handed_over = asyncio.Event()
+        try:
+            async with asyncio.timeout(self._settings.stop_timeout):
+                self._host.hand_over(handed_over.set)
+                await handed_over.wait()
+                self._stopping = True
+                await self._admission.drained()
+        except TimeoutError:
+            log.warning("node_stop_hurried", stop_timeout_s=self._settings.stop_timeout)
+        self._stopping = True
+        await self._server.stop(_GRACE)
+
+    def _kill_soon(self) -> None:
+        """The answer that announces it should leave first."""
+        asyncio.get_running_loop().call_later(_KILL_DELAY, os.kill, os.getpid(), signal.SIGKILL)
+
+    # ---- what the doors ask
+
+    def _check_ready(self) -> None:
+        if self._stopping:
+            raise FluxError(Reason.STOPPING, f"node {self._me.node_id} is shutting down")
+        if self._broker is None:
+            raise FluxError(Reason.NOT_READY, f"node {self._me.node_id} has not joined its cluster yet")
+
+    def _the_broker(self) -> Broker:
+        self._check_ready()
+        assert self._broker is not None
+        return self._broker
+
+    def _the_administration(self) -> Administration:
+        self._check_ready()
+        assert self._administration is not None
+        return self._administration
+
+    def _is_forwarded(self, context: Context) -> bool:
+        """Another node passes a call on. Only members may say so."""
+        metadata = context.invocation_metadata() or ()
+        if not any(key == FORWARDED_KEY for key, _ in metadata):
+            return False
+        self._reception.admit_member(metadata, context.peer())
+        return True
+
+    # ---- what links tell (peer.link.LinkEvents, rpc.peer.Inbox)
+
+    def link_up(self, peer: NodeId, hello: peer_pb2.HelloResponse) -> None:
+        """Both streams stand."""
+        self._ever_connected = True
+        self._refusals.clear()
+        self._view.peer_seen(peer)
+        self._host.peer_up(peer)
+        self._status_changed.set()
+
+    def link_down(self, peer: NodeId, *, gone: bool) -> None:
+        """The streams broke, or (gone) nobody listens there."""
+        if gone:
+            log.info("peer_gone", peer=peer)
+            self._view.peer_lost(peer)
+        self._host.peer_down(peer, gone=gone)
+
+    def link_refused(self, peer: NodeId, error: FluxError) -> None:
+        """Another node does not want us. At start that may mean that this node is wrong."""
+        known = self._refusals.get(peer)
+        if known is None or known.message != error.message:
+            log.error("peer_refused_us", peer=peer, reason=error.reason.name, message=error.message)
+        self._refusals[peer] = error
+        if not self._ever_connected:
+            try:
+                check_refusals(self._refusals, len(self._addresses) - 1)
+            except StartError as fatal:
+                self.fail(fatal)
+
+    def called_by(self, peer: NodeId) -> None:
+        """A peer has opened a stream to us."""
+        self._links.heard_from(peer)
+
+    def receive_frame(self, peer: NodeId, frame: peer_pb2.PeerFrame) -> None:
+        """Messages and status of a peer."""
+        self._view.peer_seen(peer)
+        if frame.messages:
+            self._host.receive(peer, frame.messages)
+        if frame.HasField("status") and frame.status.node_id == peer:
+            self._view.observe_status(frame.status)
+
+    # ---- what this node tells
+
+    def _take_image(self, change: Change) -> None:
+        self._view.image = change.new
+
+    def _leader_changed(self, group_id: GroupId) -> None:
+        if group_id in self._host.groups:
+            self._status_changed.set()
+
+    async def _tell_status(self) -> None:
+        """This node's status to all others: twice a second, and when a leader has changed."""
+        while True:
+            try:
+                async with asyncio.timeout(limits.STATUS_INTERVAL):
+                    await self._status_changed.wait()
+            except TimeoutError:
+                pass
+            self._status_changed.clear()
+            self._links.broadcast_status(self._view.local_status())
+
+
+_WARNINGS = frozenset({"replica_failed", "replica_unadmitted", "loop_stalled", "snapshot_failed", "leader_disk_hung"})
+
+
+def _log_event(event: str, **fields: object) -> None:
+    """Events of the groups, which know no logger."""
+    (log.warning if event in _WARNINGS else log.info)(event, **fields)

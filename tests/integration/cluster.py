@@ -1,0 +1,233 @@
+"""A cluster of real node processes on loopback: start, stop, SIGKILL, and wait for what should become true."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, TypeVar
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from fluxlog.v1 import admin_pb2, admin_pb2_grpc, log_pb2, log_pb2_grpc, record_pb2
+
+T = TypeVar("T")
+
+SECRET = "integration-test-secret"
+DEADLINE = 20.0
+"""How long a condition may take on a machine that is busy with other tests."""
+
+
+def wait_until(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+    """Ask until the answer is true; a failed call counts as false."""
+    deadline = time.monotonic() + seconds
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            last = answer = condition()
+            if answer:
+                return answer
+        except grpc.RpcError as error:
+            last = error
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}; last answer: {last}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class NodeProcess:
+    """One `fluxd serve`."""
+
+    def __init__(self, root: Path, node_id: int, port: int, seeds: str, *, secret: str = SECRET) -> None:
+        self.node_id, self.port, self.seeds = node_id, port, seeds
+        self.address = f"127.0.0.1:{port}"
+        self.root = root
+        self.data_dir = root / f"data-{node_id}"
+        self.log_path = root / f"node-{node_id}.log"
+        self.environment = {"FLUXD_CLUSTER_SECRET": secret}
+        self.extra: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._channel: grpc.Channel | None = None
+
+    def start(self) -> None:
+        """Start the process; it may be waited for with `Cluster.wait_ready`."""
+        assert self.process is None or self.process.poll() is not None
+        self._log = self.log_path.open("ab")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FLUXD_")} | self.environment
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "fluxd", "serve", "--node-id", str(self.node_id), "--listen", self.address,
+                "--seeds", self.seeds, "--data-dir", str(self.data_dir), "--log-format", "json", *self.extra,
+            ],
+            env=environment, stdout=self._log, stderr=self._log,
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self._closed()
+
+    def stop(self, seconds: float = DEADLINE) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(seconds)
+        self._closed()
+        return code
+
+    def wait_exit(self, seconds: float = DEADLINE) -> int:
+        """Wait for an end that the process finds by itself; returns the exit code."""
+        assert self.process is not None
+        code = self.process.wait(seconds)
+        self._closed()
+        return code
+
+    def _closed(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    @property
+    def running(self) -> bool:
+        """The process is there."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def log_text(self) -> str:
+        """All that it has logged so far."""
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """To this node, kept until the process ends."""
+        if self._channel is None:
+            options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+            self._channel = grpc.insecure_channel(self.address, options=options)
+        return self._channel
+
+    @property
+    def log_stub(self) -> log_pb2_grpc.LogStub:
+        """The data path."""
+        return log_pb2_grpc.LogStub(self.channel)
+
+    @property
+    def admin(self) -> admin_pb2_grpc.AdminStub:
+        """Topics and nodes."""
+        return admin_pb2_grpc.AdminStub(self.channel)
+
+
+class Cluster:
+    """Several nodes with a common seed list. Use as a context manager."""
+
+    def __init__(self, root: Path, nodes: int = 3) -> None:
+        ports = free_ports(nodes)
+        self.seeds = ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(ports, 1))
+        self.nodes = [NodeProcess(root, number, port, self.seeds) for number, port in enumerate(ports, 1)]
+
+    def __enter__(self) -> Cluster:
+        for node in self.nodes:
+            node.start()
+        self.wait_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            if node.running:
+                node.kill()
+
+    def node(self, node_id: int) -> NodeProcess:
+        """By its number."""
+        return self.nodes[node_id - 1]
+
+    def others(self, *node_ids: int) -> list[NodeProcess]:
+        """All but those."""
+        return [node for node in self.nodes if node.node_id not in node_ids]
+
+    def wait_ready(self, nodes: Iterable[NodeProcess] | None = None) -> None:
+        """Until each of the nodes knows a controller and sees all of them up."""
+        wanted = list(self.nodes if nodes is None else nodes)
+        ids = {node.node_id for node in wanted}
+
+        def ready(node: NodeProcess) -> bool:
+            answer = node.admin.DescribeCluster(admin_pb2.DescribeClusterRequest(), timeout=2)
+            up = {n.node_id for n in answer.nodes if n.state == admin_pb2.NODE_STATE_UP}
+            return bool(answer.controller_node) and ids <= up
+
+        for node in wanted:
+            wait_until(lambda node=node: ready(node), f"node {node.node_id} is ready")
+
+    def create_topic(self, name: str, *, partitions: int = 1, replication_factor: int = 3, via: int = 1) -> bytes:
+        """Create a topic and wait for its leaders; returns its id."""
+        response = self.node(via).admin.CreateTopic(
+            admin_pb2.CreateTopicRequest(
+                name=name, partitions=partitions, replication_factor=replication_factor, wait_ms=10_000
+            ),
+            timeout=20,
+        )
+        assert response.all_leaders_elected
+        return response.topic_id
+
+    def leader_of(self, topic: str, partition: int = 0) -> int:
+        """Node id of the leader, once a running node knows one that runs."""
+
+        def leader() -> int:
+            for node in self.nodes:
+                if node.running:
+                    answer = node.admin.DescribeTopics(admin_pb2.DescribeTopicsRequest(names=[topic]), timeout=2)
+                    known = answer.topics[0].partitions[partition].leader_node
+                    if known and self.node(known).running:
+                        return known
+            return 0
+
+        return wait_until(leader, f"{topic}-{partition} has a leader")
+
+
+def produce_request(topic: str, *values: bytes, partition: int = 0, **fields: object) -> log_pb2.ProduceRequest:
+    """As a client without an encoder would."""
+    records = [record_pb2.Record(value=value) for value in values]
+    return log_pb2.ProduceRequest(topic=topic, partition=partition, records=records, **fields)  # type: ignore[arg-type]
+
+
+def fetch_values(node: NodeProcess, topic: str, partition: int = 0, offset: int = 0) -> list[bytes]:
+    """All that this node serves from an offset on."""
+    values: list[bytes] = []
+    while True:
+        request = log_pb2.FetchRequest(topic=topic, partition=partition, offset=offset, as_records=True)
+        response = node.log_stub.Fetch(request, timeout=5)
+        values += [record.value for record in response.records]
+        if response.status.next_offset >= response.status.high_watermark:
+            return values
+        assert response.status.next_offset > offset
+        offset = response.status.next_offset
+
+
+def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
+    """Our details of a failed call; fails the test when there are none."""
+    assert isinstance(error, grpc.Call)
+    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    assert isinstance(details, bytes), error
+    info = error_details_pb2.ErrorInfo()
+    assert status_pb2.Status.FromString(details).details[0].Unpack(info)
+    return info
