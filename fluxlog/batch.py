@@ -98,32 +98,37 @@ def encode_batch(
     batch = record_pb2.RecordBatch(
         record_count=count, codec=codec.value, producer_id=producer_id, base_sequence=base_sequence
     )
-    columns, lengths, nulls = _column(values)
+    _set_timestamps(batch, timestamps_ms)
+    column, lengths, nulls = _column(values)
     batch.value_lengths.extend(lengths)
     batch.null_values.extend(nulls)
-    _set_timestamps(batch, timestamps_ms)
+    columns = [column]
+    columns_bytes = sum(lengths)
     if keys is not None:
-        columns += _set_keys(batch, keys)
+        columns_bytes += _add_keys(batch, keys, columns)
     if headers is not None:
-        columns += _set_headers(batch, headers)
-    if len(columns) > BATCH_UNCOMPRESSED_BYTES_MAX:
-        raise BatchTooLargeError(f"{len(columns)} bytes, a batch has at most {BATCH_UNCOMPRESSED_BYTES_MAX}")
-    columns = compress(codec, columns, level)
-    # The last field is written by hand: one copy of the columns instead of three.
-    data = b"".join((batch.SerializeToString(), _COLUMNS_TAG, _varint(len(columns)), columns))
+        columns_bytes += _add_headers(batch, headers, columns)
+    if columns_bytes > BATCH_UNCOMPRESSED_BYTES_MAX:
+        raise BatchTooLargeError(f"{columns_bytes} bytes, a batch has at most {BATCH_UNCOMPRESSED_BYTES_MAX}")
+    if codec is not Codec.NONE:
+        compressed = compress(codec, b"".join(chain.from_iterable(columns)), level)
+        columns, columns_bytes = [[compressed]], len(compressed)
+    # The last field is written by hand: the records are copied once, into what is sent.
+    head = (batch.SerializeToString(), _COLUMNS_TAG, _varint(columns_bytes))
+    data = b"".join(chain(head, *columns))
     if len(data) > BATCH_BYTES_MAX:
         raise BatchTooLargeError(f"{len(data)} bytes encoded, a batch has at most {BATCH_BYTES_MAX}")
     return data
 
 
-def _column(items: Sequence[bytes | None]) -> tuple[bytes, list[int], list[int]]:
-    """All items in one, their lengths, and which are null."""
+def _column(items: Sequence[bytes | None]) -> tuple[Sequence[bytes], list[int], list[int]]:
+    """The items with nulls made empty, their lengths, and which are null."""
     try:
         # Without a null this is all; a null is found by the error that it makes.
-        return b"".join(items), list(map(len, items)), []  # type: ignore[arg-type]
+        return items, list(map(len, items)), []  # type: ignore[arg-type,return-value]
     except TypeError:
         filled = [b"" if item is None else item for item in items]
-        return b"".join(filled), list(map(len, filled)), [i for i, item in enumerate(items) if item is None]
+        return filled, list(map(len, filled)), [i for i, item in enumerate(items) if item is None]
 
 
 def _check_rows(name: str, rows: int, count: int) -> None:
@@ -148,27 +153,32 @@ def _set_timestamps(batch: record_pb2.RecordBatch, timestamps_ms: int | Sequence
             batch.timestamp_deltas_ms.extend(map(_wrapped, deltas))
 
 
-def _set_keys(batch: record_pb2.RecordBatch, keys: Sequence[bytes | None]) -> bytes:
+def _add_keys(batch: record_pb2.RecordBatch, keys: Sequence[bytes | None], columns: list[Sequence[bytes]]) -> int:
+    """Returns: the size of the column, bytes."""
     _check_rows("keys", len(keys), batch.record_count)
     column, lengths, nulls = _column(keys)
     if len(nulls) < batch.record_count:
         batch.key_lengths.extend(lengths)
         batch.null_keys.extend(nulls)
-    return column
+        columns.append(column)
+    return sum(lengths)
 
 
-def _set_headers(batch: record_pb2.RecordBatch, headers: Sequence[Headers]) -> bytes:
+def _add_headers(batch: record_pb2.RecordBatch, headers: Sequence[Headers], columns: list[Sequence[bytes]]) -> int:
+    """Returns: the size of both columns, bytes."""
     _check_rows("rows of headers", len(headers), batch.record_count)
     pairs = list(chain.from_iterable(headers))
     if not pairs:
-        return b""
+        return 0
     names = [name.encode() for name, _ in pairs]
+    name_lengths = list(map(len, names))
     column, lengths, nulls = _column([value for _, value in pairs])
     batch.header_counts.extend(map(len, headers))
-    batch.header_key_lengths.extend(map(len, names))
+    batch.header_key_lengths.extend(name_lengths)
     batch.header_value_lengths.extend(lengths)
     batch.null_header_values.extend(nulls)
-    return b"".join(names) + column
+    columns += (names, column)
+    return sum(name_lengths) + sum(lengths)
 
 
 def _wrapped(number: int) -> int:
