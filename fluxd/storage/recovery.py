@@ -3,11 +3,12 @@
 Read are the directory, the first header of each segment, and of the segment that the sync mark names and later ones:
 headers up to the mark, whole frames behind it. Closed segments are checked when they are first read.
 
-* Below the mark everything was durable: a bad header, a broken chain, a shorter or a missing file is corruption.
+* Below the mark everything was durable: a bad header, a bad last entry, a broken chain, a shorter or a missing file is
+  corruption.
 * Above the mark: bad bytes with a sound frame behind them in the same file are corruption; bad bytes at the very end
-are a torn tail: cut. * A later segment that does not continue what is before it is removed: no sync that covered it
-has finished, as that would
-  have made the mark at the end of the previous segment durable first (`PartitionLog.begin_sync`).
+  are a torn tail: cut.
+* A later segment that does not continue what is before it is removed: no sync that covered it has finished, as that
+  would have made the mark at the end of the previous segment durable first (`sync.py`).
 
 What is kept is synced before `recover` returns, and the mark moved behind it: nothing is acknowledged that a second
 power cut could take.
@@ -15,6 +16,7 @@ power cut could take.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from fluxd.core import limits
@@ -165,14 +167,16 @@ class _Recovery:
             raise LogCorrupt(
                 f"{segment.path}: {file.size()} bytes, but it was synced up to {mark.position}, index {mark.index}"
             )
-        index = SegmentIndex()
+        index, start = SegmentIndex(), 0
         try:
             for position, stamp in walk_headers(file, 0, mark.position):
                 why = breach(self._previous, stamp) if self._previous else None
                 if why:
                     raise LogCorrupt(f"{segment.path}: position {position}: {why}; it was synced up to {mark.position}")
                 index.add(stamp, position)
-                self._previous = stamp
+                self._previous, start = stamp, position
+            # the last entry is what this replica is judged by in elections: verified as a whole
+            deque(walk_frames(file, start, mark.position), maxlen=0)
         except BadFrame as error:
             raise LogCorrupt(
                 f"{segment.path}: {error}; behind entry {self._previous.raft_index if self._previous else 0}, "

@@ -287,7 +287,7 @@ class SimDisk:
     def kill(self) -> None:
         """The process ends: open files are invalid, nothing is lost, nothing becomes durable."""
         self.life += 1
-        self._failures.clear()
+        self.heal()
 
     def power_cut(self, keep: Keep = Keep.RANDOM) -> None:
         """The machine ends: unsynced changes are lost, but for what `keep` leaves of them."""
@@ -318,6 +318,10 @@ class SimDisk:
             path: only on a file or directory whose path contains this.
         """
         self._failures.append((operation, path, error))
+
+    def heal(self) -> None:
+        """Forget the failures that have not happened yet."""
+        self._failures.clear()
 
     def wipe(self) -> None:
         """A new, empty disk."""
