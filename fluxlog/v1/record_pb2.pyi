@@ -32,7 +32,7 @@ class _CodecEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Codec.ValueType
     DESCRIPTOR: _descriptor.EnumDescriptor
     CODEC_NONE: _Codec.ValueType  # 0
     CODEC_ZSTD: _Codec.ValueType  # 1
-    """one zstd frame"""
+    """one zstd frame; its window at most 16 MiB"""
     CODEC_LZ4: _Codec.ValueType  # 2
     """one LZ4 frame (not a raw block)"""
     CODEC_GZIP: _Codec.ValueType  # 3
@@ -43,7 +43,7 @@ class Codec(_Codec, metaclass=_CodecEnumTypeWrapper):
 
 CODEC_NONE: Codec.ValueType  # 0
 CODEC_ZSTD: Codec.ValueType  # 1
-"""one zstd frame"""
+"""one zstd frame; its window at most 16 MiB"""
 CODEC_LZ4: Codec.ValueType  # 2
 """one LZ4 frame (not a raw block)"""
 CODEC_GZIP: Codec.ValueType  # 3
@@ -90,6 +90,9 @@ class RecordBatch(_message.Message):
     key_lengths[0..i-1]; header keys and then header values follow in the same way.
 
     Null is not empty: a null value (a tombstone) or key has length 0 and its record number in null_values or null_keys.
+
+    At most 1,048,576 bytes encoded; all lengths together at most 16,777,216. The leader refuses (CORRUPT_BATCH) what has
+    not the shape that generated code gives it: each field at most once, repeated numbers packed, no unknown field.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -123,7 +126,7 @@ class RecordBatch(_message.Message):
     """values, keys, header keys, header values; compressed as a whole by `codec`."""
     @_builtins.property
     def timestamp_deltas_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """record_count differences to base_timestamp_ms; empty means that all are 0."""
+        """record_count differences to base_timestamp_ms; empty means that all are 0. Sums and differences wrap at 64 bits."""
 
     @_builtins.property
     def offset_deltas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
