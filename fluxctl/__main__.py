@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fluxctl import cluster, nodes, topics
+from fluxctl import cluster, demo, nodes, topics
 from fluxctl.consume import consume
 from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode, describe_failure
 from fluxctl.produce import produce
@@ -62,6 +62,7 @@ app = typer.Typer(
 app.add_typer(topics.app, name="topics")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(nodes.app, name="nodes")
+app.add_typer(demo.app, name="demo")
 app.command()(produce)
 app.command()(consume)
 
