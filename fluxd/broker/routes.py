@@ -167,7 +167,7 @@ class Routes:
                 f"{route.name} has no leader at the moment: an election is under way",
                 metadata={"partition": route.name},
             )
-        names = ",".join(map(str, missing))
+        names = ",".join(map(str, sorted(missing)))
         needed = len(route.replicas) // 2 + 1
         return FluxError(
             Reason.NO_QUORUM,

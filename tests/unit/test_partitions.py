@@ -1,0 +1,184 @@
+"""Replicas follow the metadata: opened, closed and removed, set aside; never removed without a deletion in the log."""
+
+from __future__ import annotations
+
+import random
+
+from fluxd.broker.metadata import Change
+from fluxd.broker.partitions import Partitions
+from fluxd.core.metadata import FIRST_GENERATION, Image, Node, Partition, Replica, apply
+from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
+from fluxd.raft.group import GroupSpec
+from fluxd.storage.directory import PARTITIONS, QUARANTINE, DataDirectory, open_directory
+from fluxlog.v1 import metadata_pb2
+from tests.simulation.disk import SimDisk
+from tests.unit.broker_fakes import Cluster, FakeGroup, Metadata, directory, partition
+
+UNKNOWN = GroupId(b"\x99" * 16, 0)
+
+
+class FakeHost:
+    """Opens fake groups, and makes their directories as the real one does."""
+
+    def __init__(self, groups: dict[GroupId, FakeGroup], disk: SimDisk) -> None:
+        self.groups = groups
+        self.specs: dict[GroupId, GroupSpec] = {}
+        self._disk = disk
+
+    def open(self, spec: GroupSpec) -> FakeGroup:
+        assert spec.group_id not in self.groups
+        self.specs[spec.group_id] = spec
+        self._disk.make_directory(f"{PARTITIONS}/{spec.group_id.directory_name}")
+        group = self.groups[spec.group_id] = FakeGroup(spec.group_id, spec.voters)
+        return group
+
+    def close(self, group_id: GroupId) -> None:
+        del self.groups[group_id]
+
+
+class Scene:
+    """A node whose directory holds some partitions at its start."""
+
+    def __init__(self, *found: GroupId) -> None:
+        self.cluster = Cluster()
+        self.disk = SimDisk(random.Random(1))
+        self.directory: DataDirectory = open_directory(self.disk, None, NodeId(1), lambda count: b"\x01" * count)
+        for group_id in found:
+            self.disk.make_directory(f"{PARTITIONS}/{group_id.directory_name}")
+        self.disk.make_directory(f"{PARTITIONS}/lost+found")
+        self.host = FakeHost(self.cluster.groups, self.disk)
+        self.partitions = Partitions(
+            self.cluster.clock.reactor,
+            self.host,
+            self.directory,
+            self.cluster.view,
+            names_at_start=self.directory.partitions(),
+        )
+        self.metadata = Metadata()
+        self.image = Image()
+
+    def change(self, command: metadata_pb2.MetadataCommand) -> None:
+        self.metadata.image, result = apply(self.metadata.image, command)
+        assert result.reason is None, result
+
+    def apply(self, *deleted: bytes) -> None:
+        change = Change(self.image, self.metadata.image, frozenset(deleted))
+        self.image = self.cluster.view.image = self.metadata.image
+        self.partitions.apply(change)
+        self.cluster.clock.advance(1.0)
+
+    def names(self, where: str = PARTITIONS) -> set[str]:
+        return set(self.disk.list(where)) - {"lost+found"}
+
+
+def test_own_replicas_are_opened() -> None:
+    """Only where this node has a replica; with generation, voters, directory and segment size as the metadata says."""
+    scene = Scene()
+    topic_id = scene.metadata.create("orders", partition(1, 2, 3))
+    scene.metadata.create("elsewhere", partition(2, 3))
+    scene.change(scene.metadata.commands.alter_topic(topic_id, {"segment.bytes": "65536"}, []))
+    scene.apply()
+    assert set(scene.host.specs) == {GroupId(topic_id, 0)}
+    spec = scene.host.specs[GroupId(topic_id, 0)]
+    assert (spec.generation, spec.voters, spec.bound_directory) == (0, (1, 2, 3), directory(1))
+    assert spec.segment_bytes == 65_536
+    assert scene.partitions.settled
+
+
+def test_a_replica_bound_to_another_directory_is_opened_too() -> None:
+    """The host judges it (unadmitted), so that describe can tell why."""
+    scene = Scene()
+    scene.change(scene.metadata.commands.register_node(Node(NodeId(1), directory(9), "host1:7000")))
+    lost = Partition(FIRST_GENERATION, (Replica(NodeId(1), directory(9)),))
+    topic_id = scene.metadata.create("orders", lost)
+    scene.change(scene.metadata.commands.register_node(Node(NodeId(1), directory(1), "host1:7000")))
+    scene.apply()
+    assert scene.host.specs[GroupId(topic_id, 0)].bound_directory == directory(9)
+
+
+def test_thousands_are_opened_and_the_metadata_group_is_left_alone() -> None:
+    """All are opened, in slices; the metadata group is the node's own business."""
+    scene = Scene()
+    scene.metadata.create("orders", *[partition(1, 2, 3)] * 2_000)
+    scene.apply()
+    assert len(scene.host.groups) == 2_000
+    assert METADATA_GROUP not in scene.host.groups
+
+
+def test_added_partitions_are_opened() -> None:
+    """A topic that grows: the new ones only."""
+    scene = Scene()
+    topic_id = scene.metadata.create("orders", partition(1, 2, 3))
+    scene.apply()
+    scene.change(scene.metadata.commands.add_partitions(topic_id, 1, [partition(3, 1, 2)]))
+    scene.apply()
+    assert set(scene.host.groups) == {GroupId(topic_id, 0), GroupId(topic_id, 1)}
+
+
+def test_a_deleted_topic_is_closed_and_removed() -> None:
+    """Its groups are closed and its files are gone; other topics stay."""
+    scene = Scene()
+    gone = scene.metadata.create("gone", partition(1, 2, 3), partition(2, 3, 1))
+    kept = scene.metadata.create("kept", partition(1, 2, 3))
+    scene.apply()
+    scene.metadata.delete(gone)
+    scene.apply(gone)
+    assert set(scene.host.groups) == {GroupId(kept, 0)}
+    assert scene.names() == {GroupId(kept, 0).directory_name}
+
+
+def test_deleted_while_the_node_was_down() -> None:
+    """Files of a topic that the replayed log created and deleted are removed; no group is opened for it."""
+    metadata = Metadata()
+    gone = GroupId(metadata.create("gone", partition(1, 2, 3)), 0)
+    metadata.delete(gone.topic_id)
+    scene = Scene(gone)
+    scene.metadata = metadata
+    scene.apply(gone.topic_id)
+    assert scene.names() == set()
+    assert scene.names(QUARANTINE) == set()
+    assert scene.host.specs == {}
+
+
+def test_files_of_an_unknown_topic_are_set_aside_once_the_metadata_is_current() -> None:
+    """Before that their topic may not have been read yet; after it they are quarantined, and never removed."""
+    metadata = Metadata()
+    known = GroupId(metadata.create("orders", partition(1, 2, 3)), 0)
+    elsewhere = GroupId(metadata.create("elsewhere", partition(2, 3)), 0)
+    scene = Scene(known, elsewhere, UNKNOWN)
+    scene.apply()
+    assert scene.names() == {known.directory_name, elsewhere.directory_name, UNKNOWN.directory_name}
+    scene.metadata = metadata
+    scene.apply()
+    scene.partitions.confirmed()
+    scene.cluster.clock.advance(1.0)
+    assert scene.names() == {known.directory_name}
+    assert scene.names(QUARANTINE) == {f"{elsewhere.directory_name}.1", f"{UNKNOWN.directory_name}.1"}
+    assert set(scene.host.groups) == {known}
+    assert "lost+found" in scene.disk.list(PARTITIONS)
+
+
+def test_a_topic_deleted_before_its_groups_were_opened() -> None:
+    """What still waits to be opened is not opened once its topic is gone."""
+    scene = Scene()
+    gone = scene.metadata.create("gone", partition(1, 2, 3))
+    before = scene.image
+    scene.partitions.apply(Change(before, scene.metadata.image, frozenset()))
+    between = scene.metadata.image
+    scene.metadata.delete(gone)
+    scene.partitions.apply(Change(between, scene.metadata.image, frozenset({gone})))
+    scene.cluster.clock.advance(1.0)
+    assert scene.host.specs == {}
+    assert scene.names() == set()
+
+
+def test_cleanup_that_fails_is_left_for_the_next_start() -> None:
+    """An error of the disk while removing is logged; the node goes on, and the files are still there."""
+    scene = Scene()
+    gone = scene.metadata.create("gone", partition(1, 2, 3))
+    scene.apply()
+    scene.metadata.delete(gone)
+    scene.disk.fail_next("remove_tree", OSError(5, "input/output error"))
+    scene.apply(gone)
+    assert scene.host.groups == {}
+    assert scene.names() == {GroupId(gone, 0).directory_name}
