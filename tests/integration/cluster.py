@@ -231,3 +231,47 @@ def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
     info = error_details_pb2.ErrorInfo()
     assert status_pb2.Status.FromString(details).details[0].Unpack(info)
     return info
+
+
+class Writer:
+    """Writes numbered values, one after another, with a producer id: each is sent again until it is acknowledged.
+
+    So the log must hold exactly 0, 1, 2, … up to what was acknowledged: nothing lost, nothing twice.
+    """
+
+    def __init__(self, cluster: Cluster, topic: str) -> None:
+        self._cluster, self._topic = cluster, topic
+        self._producer_id = os.urandom(16)
+        self.acknowledged = 0
+        self.slowest_s = 0.0
+
+    def write(self, count: int) -> None:
+        """Write some more, through whichever node answers."""
+        for _ in range(count):
+            self._write_one()
+
+    def _write_one(self) -> None:
+        number, started = self.acknowledged, time.monotonic()
+        request = produce_request(
+            self._topic, b"%d" % number, producer_id=self._producer_id, base_sequence=number, timeout_ms=5_000
+        )
+
+        def attempt() -> bool:
+            node = next(node for node in self._cluster.nodes[number % 3 :] + self._cluster.nodes if node.running)
+            assert node.log_stub.Produce(request, timeout=6).base_offset == number
+            return True
+
+        wait_until(attempt, f"record {number} is acknowledged")
+        self.acknowledged += 1
+        self.slowest_s = max(self.slowest_s, time.monotonic() - started)
+
+    def check(self, node: NodeProcess) -> None:
+        """What a node serves is what was acknowledged, in order."""
+        expected = [b"%d" % number for number in range(self.acknowledged)]
+
+        def complete() -> bool:
+            values = fetch_values(node, self._topic)
+            assert values == expected[: len(values)]
+            return len(values) == len(expected)
+
+        wait_until(complete, f"node {node.node_id} serves {self.acknowledged} records")

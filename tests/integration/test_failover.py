@@ -1,0 +1,116 @@
+"""Nodes die; what was acknowledged is there. On real processes and real disks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import grpc
+
+from fluxlog.v1 import log_pb2
+from tests.integration.cluster import Cluster, Writer, error_info, fetch_values, produce_request, wait_until
+
+
+def test_leader_killed_again_and_again(tmp_path: Path) -> None:
+    """SIGKILL of the leader: writes go on, and what was acknowledged is there once and in order, on every node."""
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders")
+        writer = Writer(cluster, "orders")
+        writer.write(20)
+        for _ in range(3):
+            leader = cluster.node(cluster.leader_of("orders"))
+            leader.kill()
+            writer.write(20)
+            leader.start()
+            writer.write(5)
+            cluster.wait_ready()
+        for node in cluster.nodes:
+            writer.check(node)
+
+
+def test_two_of_three_down_and_one_back(tmp_path: Path) -> None:
+    """Without a quorum writes are refused with the reason, reads go on, and one node more heals it without an operator."""
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders")
+        writer = Writer(cluster, "orders")
+        writer.write(10)
+        for node in cluster.nodes:
+            writer.check(node)
+        survivor, *others = cluster.nodes
+        for node in others:
+            node.kill()
+
+        def refusal() -> grpc.RpcError:
+            try:
+                survivor.log_stub.Produce(produce_request("orders", b"x", timeout_ms=3_000), timeout=5)
+            except grpc.RpcError as error:
+                return error
+            raise AssertionError("a write was acknowledged without a quorum")
+
+        info = wait_until(
+            lambda: found if (found := error_info(refusal())).reason == "NO_QUORUM" else None, "NO_QUORUM is said"
+        )
+        assert info.metadata["outcome"] == "REJECTED"
+        assert info.metadata["partition"] == "orders-0"
+        assert (info.metadata["replicas"], info.metadata["needed"]) == ("3", "2")
+        assert set(info.metadata["missing_nodes"].split(",")) == {"2", "3"}
+        started = time.monotonic()
+        refusal()
+        assert time.monotonic() - started < 2.0  # promised are 0.2 s; the machine may be busy
+        writer.check(survivor)
+
+        others[0].start()
+        writer.write(5)
+        writer.check(survivor)
+        writer.check(others[0])
+
+
+def test_all_killed_at_once(tmp_path: Path) -> None:
+    """SIGKILL of all nodes together and a new start: everything acknowledged is there."""
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders", partitions=2)
+        writer = Writer(cluster, "orders")
+        writer.write(30)
+        for node in cluster.nodes:
+            assert node.process is not None
+            node.process.kill()
+        for node in cluster.nodes:
+            node.kill()
+        for node in cluster.nodes:
+            node.start()
+        writer.write(5)
+        for node in cluster.nodes:
+            writer.check(node)
+
+
+def test_graceful_stop(tmp_path: Path) -> None:
+    """SIGTERM: leaderships are handed over, the process exits 0, and a writer sees no gap worth an election timeout."""
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders", partitions=3)
+        writer = Writer(cluster, "orders")
+        writer.write(5)
+        leader = cluster.node(cluster.leader_of("orders"))
+        assert leader.stop() == 0
+        writer.write(5)
+        assert "node_stop_hurried" not in leader.log_text
+        leader.start()
+        cluster.wait_ready()
+        writer.check(leader)
+
+
+def test_single_node_restart(tmp_path: Path) -> None:
+    """A cluster of one keeps its records over SIGKILL, too."""
+    with Cluster(tmp_path, 1) as cluster:
+        node = cluster.node(1)
+        cluster.create_topic("solo", replication_factor=1)
+        node.log_stub.Produce(produce_request("solo", b"a", b"b"), timeout=5)
+        node.kill()
+        node.start()
+        cluster.wait_ready()
+        assert wait_until(lambda: fetch_values(node, "solo"), "the records are served") == [b"a", b"b"]
+        request = log_pb2.ListOffsetsRequest(queries=[log_pb2.OffsetQuery(topic="solo", latest=True)])
+        answer = wait_until(
+            lambda: r if (r := node.log_stub.ListOffsets(request, timeout=2).results[0]).HasField("found") else None,
+            "the latest offset is known",
+        )
+        assert answer.found.offset == 2
