@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -24,7 +25,7 @@ DEADLINE = 20.0
 """How long a condition may take on a machine that is busy with other tests."""
 
 
-def wait_until(condition: Callable[[], T], what: str, seconds: float = DEADLINE) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, seconds: float = DEADLINE) -> T:
     """Ask until the answer is true; a failed call counts as false."""
     deadline = time.monotonic() + seconds
     last: object = None
@@ -176,7 +177,7 @@ class Cluster:
             return bool(answer.controller_node) and ids <= up
 
         for node in wanted:
-            wait_until(lambda node=node: ready(node), f"node {node.node_id} is ready")
+            wait_until(partial(ready, node), f"node {node.node_id} is ready")
 
     def create_topic(self, name: str, *, partitions: int = 1, replication_factor: int = 3, via: int = 1) -> bytes:
         """Create a topic and wait for its leaders; returns its id."""
@@ -223,14 +224,32 @@ def fetch_values(node: NodeProcess, topic: str, partition: int = 0, offset: int 
         offset = response.status.next_offset
 
 
+def code_of(error: grpc.RpcError) -> grpc.StatusCode:
+    """The status of a failed call."""
+    return cast(grpc.Call, error).code()
+
+
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
     """Our details of a failed call; fails the test when there are none."""
-    assert isinstance(error, grpc.Call)
-    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    details = dict(cast(grpc.Call, error).trailing_metadata() or ()).get("grpc-status-details-bin")
     assert isinstance(details, bytes), error
     info = error_details_pb2.ErrorInfo()
     assert status_pb2.Status.FromString(details).details[0].Unpack(info)
     return info
+
+
+def raw_call(
+    channel: grpc.Channel, path: str, data: bytes, *, kind: str = "unary_unary", **options: object
+) -> list[bytes]:
+    """Call a method with bytes, whatever they are; the responses' bytes.
+
+    Args:
+        kind: name of the channel's method.
+    """
+    method = getattr(channel, kind)(path)
+    request = iter([data]) if kind.startswith("stream") else data
+    response = method(request, **options)
+    return list(response) if kind.endswith("stream") else [response]
 
 
 class Writer:

@@ -29,7 +29,7 @@ def test_leader_killed_again_and_again(tmp_path: Path) -> None:
 
 
 def test_two_of_three_down_and_one_back(tmp_path: Path) -> None:
-    """Without a quorum writes are refused with the reason, reads go on, and one node more heals it without an operator."""
+    """Without a quorum writes are refused with the reason and reads go on; one node more heals it by itself."""
     with Cluster(tmp_path) as cluster:
         cluster.create_topic("orders")
         writer = Writer(cluster, "orders")
