@@ -108,7 +108,7 @@ class _Printer:
         """Print until there is nothing more to print, or for ever."""
         if self._ends is not None:
             for number, end in list(self._ends.items()):
-                if end is not None and self._reader.position(number) >= end:
+                if end is not None and self._reader.position(number) == end:  # above it: the cluster says what is wrong
                     self._end_partition(number)
         while (self._ends is None or self._ends) and self._left != 0:
             fetched = self._reader.poll(_POLL)

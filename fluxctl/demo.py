@@ -7,7 +7,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -132,24 +132,26 @@ def _begin(stage: Stage) -> None:
     stage.admin.create_topic(PLAIN, partitions=1, replication_factor=1, wait_ms=20_000)
     rows = [(topic.name, topic.partitions, topic.replication_factor) for topic in stage.admin.list_topics()]
     stage.console.print(table(("Topic", "Partitions", "ReplicationFactor"), rows, right=("Partitions",)))
+    stage.wait_in_sync(NODES)
     stage.describe()
     stage.show(f"to be written: {len(stage.lines):,} lines of the Python standard library, {size:.1f} MB")
 
 
 def _write_and_kill(stage: Stage, kills: int) -> None:
-    half, rest = len(stage.lines) // 2, len(stage.lines) * 9 // 10
+    half, queued, rest = (len(stage.lines) * tenths // 10 for tenths in (5, 6, 9))
     with ExitStack() as stack:
         sender = _sender(stage, TEXT, stage.text)
         stack.callback(sender.close)
         _write_plain(stage)
         probe = Probe(stage.client, TEXT, 0, stage.probe_ledger)
         stack.callback(probe.stop)
-        stage.tell(f"Half of the lines are written, in turn to the {_PARTITIONS} partitions, many batches in flight.")
+        stage.tell(f"The lines are written, in turn to the {_PARTITIONS} partitions, many batches in flight.")
         began = time.monotonic()
-        _send(stage, sender, stage.lines[:half])
-        _first_kill(stage, probe)
+        _send(stage, sender, stage.lines[:queued])
+        _wait_until(lambda: stage.text.count >= half, "half of the lines were not acknowledged")
+        _first_kill(stage, probe, queued)
         stage.tell("Writing goes on with two nodes of three.")
-        _send(stage, sender, stage.lines[half:rest])
+        _send(stage, sender, stage.lines[queued:rest])
         _flush(stage, sender)
         rate = stage.text.count / (time.monotonic() - began)
         stage.show(
@@ -190,15 +192,16 @@ def _write_plain(stage: Stage) -> None:
         sender.close()
 
 
-def _first_kill(stage: Stage, probe: Probe) -> None:
+def _first_kill(stage: Stage, probe: Probe, queued: int) -> None:
     leader = stage.leader_of_partition_0()
-    stage.tell(
-        f"Half way, with {stage.text.count:,} lines acknowledged and more in flight, node {leader}, the leader of "
-        f"partition 0, is killed with SIGKILL."
-    )
     moment = stage.kill(leader)
+    stage.tell(
+        f"Half way, with {stage.text.count:,} lines acknowledged and {queued - stage.text.count:,} more on their way, "
+        f"node {leader}, the leader of partition 0, is killed with SIGKILL."
+    )
     stage.kills_ms.append(probe.wait_answer(moment, ANSWER_TIMEOUT))
     stage.show(f"partition 0 took writes again {stage.kills_ms[-1]:,.0f} ms after the kill")
+    stage.wait_in_sync(NODES - 1)
     stage.describe(TEXT)
 
 
@@ -226,9 +229,8 @@ def _lose_quorum(stage: Stage, sender: Sender, probe: Probe, lines: list[bytes])
     _show_reads(stage, survivor)
     noted = len(stage.retries)
     _send(stage, sender, lines)
-    _wait_retry(stage, noted)
-    retry = stage.retries[-1]
-    stage.show(f"{len(lines):,} more lines wait in the client, which tries visibly: {retry.error.message}")
+    _wait_until(lambda: bool(_refused(stage, noted)), "writes without a quorum were not refused")
+    stage.show(f"{len(lines):,} more lines wait in the client, which tries visibly: {_refused(stage, noted)}")
     stage.tell(f"Node {first} is started again, nothing else is done: with two of three it goes on by itself.")
     started = stage.start(first)
     stage.back_ms = probe.wait_answer(started, ANSWER_TIMEOUT)
@@ -244,12 +246,17 @@ def _lose_quorum(stage: Stage, sender: Sender, probe: Probe, lines: list[bytes])
     stage.describe(TEXT)
 
 
-def _wait_retry(stage: Stage, noted: int) -> None:
-    give_up_at = time.monotonic() + _REFUSAL_TIMEOUT
-    while len(stage.retries) == noted:
+def _refused(stage: Stage, noted: int) -> str:
+    """What a node said to the sender since; empty: none said anything yet."""
+    return next((retry.error.message for retry in stage.retries[noted:] if retry.error.from_server), "")
+
+
+def _wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    give_up_at = time.monotonic() + ANSWER_TIMEOUT
+    while not condition():
         if time.monotonic() >= give_up_at:
-            raise CommandError("writes without a quorum were not refused")
-        time.sleep(0.01)
+            raise CommandError(f"{otherwise} within {ANSWER_TIMEOUT:g} s")
+        time.sleep(0.002)
 
 
 def _show_refusal(stage: Stage, survivor: int, killed_at: float) -> None:
@@ -263,14 +270,15 @@ def _show_refusal(stage: Stage, survivor: int, killed_at: float) -> None:
         began = time.monotonic()
         failure = _failure_of_write(stage, address, request)
         ended = time.monotonic()
-        if failure.outcome is Outcome.UNKNOWN:  # it may turn up in the log
+        if failure.outcome is Outcome.UNKNOWN:
+            stage.show(f"a write at the moment of the kill is UNKNOWN, it may turn up in the log: {failure.message}")
             stage.text.note_unclear(0, values)
         if failure.reason == "NO_QUORUM" or ended >= give_up_at:
             break
         time.sleep(0.02)
     facts = ", ".join(f"{key}={value}" for key, value in sorted(failure.metadata.items()) if key != "retriable")
     stage.show(
-        f"a write is answered after {(ended - began) * 1000:,.0f} ms, {(ended - killed_at) * 1000:,.0f} ms after the "
+        f"a write is refused after {(ended - began) * 1000:,.0f} ms, {(ended - killed_at) * 1000:,.0f} ms after the "
         f"kill: {failure.message} ({failure.reason}; {facts})"
     )
 

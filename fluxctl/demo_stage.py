@@ -22,6 +22,7 @@ TEXT, PLAIN = "text", "plain"
 NODES = 3
 HEALTHY_TIMEOUT = 60.0
 ANSWER_TIMEOUT = 60.0
+_SETTLE_TIMEOUT = 5.0
 
 
 @dataclass(slots=True)
@@ -55,12 +56,24 @@ class Stage:
         """As `fluxctl topics describe` does."""
         print_topics(self.console, self.admin.describe_topics(names), why=True)
 
+    def wait_in_sync(self, copies: int) -> None:
+        """Until every partition of the replicated topic has a leader and so many replicas in sync; not for ever."""
+        give_up_at = time.monotonic() + _SETTLE_TIMEOUT
+        while time.monotonic() < give_up_at:
+            partitions = self.admin.describe_topic(TEXT).partitions
+            if all(len(partition.isr) >= copies and self._lives(partition.leader_node) for partition in partitions):
+                return
+            time.sleep(0.02)
+
+    def _lives(self, node_id: int) -> bool:
+        return node_id in self.cluster.nodes and self.cluster.nodes[node_id].running
+
     def leader_of_partition_0(self) -> int:
         """Node id; waits for one that lives."""
         give_up_at = time.monotonic() + ANSWER_TIMEOUT
         while True:
             leader = self.admin.describe_topic(TEXT).partitions[0].leader_node
-            if leader in self.cluster.nodes and self.cluster.nodes[leader].running:
+            if self._lives(leader):
                 return leader
             if time.monotonic() >= give_up_at:
                 raise CommandError(f"partition 0 had no leader for {ANSWER_TIMEOUT:g} s")
