@@ -1,0 +1,200 @@
+"""When to campaign, and for whom to vote. The library's own timers never decide: it campaigns only when the guard
+lets it (audit C6).
+
+A campaign begins with a pre-vote round that changes nothing anywhere. Stickiness: while a leader was heard within the
+minimum election timeout, or
+while leading in contact with a majority, a replica grants neither pre-vote nor vote; a requested transfer bypasses
+that. So a node that was cut
+off, or that hears nobody, does not disturb a working group, and terms do not grow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fluxd.core import limits
+from fluxd.core.types import NodeId
+from fluxd.raft.leading import DISK_PEER
+from fluxd.raft.progress import NEVER
+from fluxlog.v1 import peer_pb2
+
+if TYPE_CHECKING:
+    from fluxd.raft.guard import Guard
+
+_RETRY = (0.2, 0.6)
+"""Seconds until the next pre-vote round when no leader was heard lately. Short is harmless: stickiness protects a
+leader, not this timer.
+"""
+_GONE = (0.01, 0.15)
+"""The leader's process is gone (its connection was refused): no need to wait for the timeout."""
+
+
+class Elections:
+    """Election state of one replica."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._heard_at = NEVER
+        self._pre_vote: tuple[int, set[NodeId]] | None = None
+        self._votes: set[NodeId] = set()
+        self.disk_vote_due = False
+        self._transfer = False
+        self._retired = False
+        self.deadline = NEVER
+
+    # ------------------------------------------------------------------ timer
+    def arm(self, low: float, high: float) -> None:
+        """Campaign after a random time in [low, high) seconds, unless something intervenes."""
+        self.deadline = self._guard.now() + low + (high - low) * self._guard.random()
+
+    def leader_heard(self) -> None:
+        """An AppendEntries of the current leader arrived."""
+        self._heard_at = self._guard.now()
+        self._pre_vote = None
+        self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+
+    def leader_gone(self) -> None:
+        """The leader's process has ended."""
+        self._heard_at = NEVER
+        self.arm(*_GONE)
+
+    def retire(self) -> None:
+        """The node is stopping: never campaign again."""
+        self._retired = True
+
+    def stepped_down(self) -> None:
+        """This replica no longer leads."""
+        self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+
+    def peer_connected(self) -> None:
+        """With one more voter a campaign may succeed: do not wait out a long timer."""
+        if self._leader_is_fresh() or self._guard.is_leader:
+            return
+        if self.deadline > self._guard.now() + _GONE[1]:
+            self.arm(*_GONE)
+
+    def tick(self) -> None:
+        """Start a pre-vote round when the time has come."""
+        guard = self._guard
+        if guard.is_leader or guard.now() < self.deadline:
+            return
+        self.arm(*_RETRY)
+        if self._retired or not guard.votes_durable():
+            return  # the last vote is still being written: one campaign at a time
+        self._pre_vote = (guard.term + 1, {guard.node_id})
+        log = guard.journal.log
+        for peer in guard.peers:
+            message = guard.outbox.message()
+            message.pre_vote_request.proposed_term = guard.term + 1
+            message.pre_vote_request.last_index = log.last_index
+            message.pre_vote_request.last_term = log.last_term
+            guard.outbox.send(peer, message)
+        self._campaign_if_granted()
+
+    # ------------------------------------------------------------------ pre-vote
+    def _leader_is_fresh(self) -> bool:
+        guard = self._guard
+        if guard.is_leader:
+            return guard.leading.in_contact()
+        return guard.now() - self._heard_at < limits.ELECTION_TIMEOUT_MIN
+
+    def on_pre_vote_request(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """Would this replica vote for that one? Nothing is recorded."""
+        guard, request = self._guard, message.pre_vote_request
+        log = guard.journal.log
+        reply = guard.outbox.message()
+        reply.pre_vote_reply.proposed_term = request.proposed_term
+        reply.pre_vote_reply.granted = (
+            request.proposed_term > guard.term
+            and not self._leader_is_fresh()
+            and (request.last_term, request.last_index) >= (log.last_term, log.last_index)
+        )
+        guard.outbox.send(peer, reply)
+
+    def on_pre_vote_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """A majority of grants starts the campaign."""
+        guard, reply = self._guard, message.pre_vote_reply
+        if message.term > guard.term:
+            if not guard.is_leader:
+                guard.adopt_term(peer, message.term)
+            return
+        if self._pre_vote is None or guard.is_leader or not reply.granted:
+            return
+        proposed_term, granted = self._pre_vote
+        if reply.proposed_term == proposed_term == guard.term + 1:
+            granted.add(peer)
+            self._campaign_if_granted()
+
+    def _campaign_if_granted(self) -> None:
+        if self._pre_vote and len(self._pre_vote[1]) > (len(self._guard.peers) + 1) / 2:
+            self._pre_vote = None
+            self._campaign()
+
+    # ------------------------------------------------------------------ vote
+    def _campaign(self) -> None:
+        """Let the library campaign: it does so in a tick in which it sees a connection."""
+        self._votes = set()
+        self.arm(*_RETRY)
+        self._guard.tick_exposed()
+
+    def request_votes(self, peer: NodeId, term: int, last_index: int, last_term: int) -> None:
+        """The library campaigns."""
+        guard = self._guard
+        if peer == DISK_PEER:
+            self.disk_vote_due = True
+            return
+        message = guard.outbox.message()
+        assert message.term == term
+        message.vote_request.last_index = last_index
+        message.vote_request.last_term = last_term
+        message.vote_request.transfer = self._transfer
+        guard.outbox.send(peer, message)
+
+    def on_vote_request(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """The library decides, unless a leader is known to be well."""
+        request = message.vote_request
+        if not request.transfer and self._leader_is_fresh():
+            self._guard.count("sticky_vote")
+            return
+        self._guard.inject(
+            peer,
+            {
+                "type": "request_vote",
+                "term": message.term,
+                "last_log_index": request.last_index,
+                "last_log_term": request.last_term,
+            },
+        )
+
+    def voted(self, peer: NodeId) -> None:
+        """The library grants its vote; the message leaves when the vote is durable."""
+        self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+        message = self._guard.outbox.message()
+        message.vote_reply.SetInParent()
+        self._guard.outbox.send(peer, message)
+
+    def on_vote_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """Each member's vote counts once."""
+        guard = self._guard
+        if guard.is_candidate and message.term == guard.term and peer not in self._votes:
+            self._votes.add(peer)
+            guard.inject(peer, {"type": "response_vote", "term": message.term})
+
+    def on_votes_durable(self) -> None:
+        """A group of one: its disk votes when it has the vote."""
+        if self.disk_vote_due and self._guard.votes_durable():
+            self.disk_vote_due = False
+            if self._guard.is_candidate:
+                self._guard.inject(DISK_PEER, {"type": "response_vote", "term": self._guard.term})
+
+    def on_timeout_now(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """The leader asks this replica to take over at once."""
+        guard = self._guard
+        if guard.is_leader or guard.following.leader != peer or message.term != guard.term:
+            return
+        if self._retired or not guard.votes_durable():
+            return
+        guard.inject(peer, {"type": "timeout_now", "term": message.term})
+        self._transfer = True
+        self._campaign()
+        self._transfer = False

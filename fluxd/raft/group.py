@@ -1,0 +1,495 @@
+"""One replica of one partition's Raft group: proposals and their one answer each, roles, reads that must be current.
+
+One Raft round is in flight: while an entry is being committed, what arrives waits in a bounded queue and becomes the
+next entry. Answers (audit C8): no
+callback is given to the library; a proposal is appended in the very call that makes it, remembered with its term,
+COMMITTED when the commit index
+reaches it in the same leadership, UNKNOWN when leadership ends first; what still waited in the queue is REJECTED.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from fluxd.core import limits
+from fluxd.core.entry import EntryKind, Stamp, build_frame
+from fluxd.core.errors import FluxError, InvariantViolation, Reason
+from fluxd.core.producers import DuplicateCommitted, DuplicatePending, ProducerTable, items_of_frame
+from fluxd.core.runtime import Reactor
+from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
+from fluxd.raft import library
+from fluxd.raft.guard import Guard
+from fluxd.raft.journal import RaftJournal
+from fluxd.raft.proposal import Append, AppendResult, Committed
+from fluxd.raft.transport import Transport
+from fluxd.storage.log import PartitionLog
+from fluxd.storage.votes import VoteFile
+from fluxlog.v1 import peer_pb2
+
+
+class Role(Enum):
+    """What a replica is at the moment."""
+
+    FOLLOWER = "follower"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+    UNADMITTED = "unadmitted"
+    """Takes no part: its directory, votes or log are missing or corrupt."""
+    FAILED = "failed"
+    """Stopped itself after an error."""
+
+
+_ROLES = {library.FOLLOWER: Role.FOLLOWER, library.CANDIDATE: Role.CANDIDATE, library.LEADER: Role.LEADER}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """What the metadata says of a group and of this node's replica.
+
+    Args:
+        voters: all replicas, the preferred leader first.
+        bound_directory: the data directory that this node's vote is bound to.
+    """
+
+    group_id: GroupId
+    generation: int
+    voters: tuple[NodeId, ...]
+    bound_directory: bytes
+    segment_bytes: int = limits.SEGMENT_BYTES_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class GroupContext:
+    """What the host hands to each of its groups."""
+
+    node_id: NodeId
+    reactor: Reactor
+    transport: Transport
+    votes: VoteFile
+    log_event: Callable[..., None]
+    wake: Callable[[Group], None]
+    """Have `step` called soon."""
+    enter: Callable[[], None]
+    """Set the library's clock before a step."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A batch that was accepted, and who waits for it: its sender, and senders of duplicates."""
+
+    append: Append
+    base_offset: Offset
+    index: RaftIndex
+    duplicates: list[Append]
+
+
+class Group:
+    """A replica that takes part. For one that does not, see `OfflineGroup`."""
+
+    def __init__(self, spec: GroupSpec, log: PartitionLog, producers: ProducerTable, context: GroupContext) -> None:
+        self.spec, self.log, self.producers, self._context = spec, log, producers, context
+        self.group_id, self.generation, self.voters = spec.group_id, spec.generation, spec.voters
+        self.why = ""
+        self.on_commit: list[Callable[[], None]] = []
+        self.on_role: list[Callable[[], None]] = []
+        self._failed = False
+        self._queue: deque[_Waiting] = deque()
+        self._queue_bytes = 0
+        self._queue_records = 0
+        self._in_flight: list[_Waiting] = []
+        self._late: list[tuple[RaftIndex, Append, DuplicatePending]] = []
+        """Duplicates of entries that an earlier leader appended: (index that decides, who waits, what was found)."""
+        self._proposing: list[_Waiting] | None = None
+        self.journal = RaftJournal(
+            log, context.votes, spec.group_id, spec.generation,
+            wall_ms=context.reactor.wall_ms, on_append=self._appended, on_truncate=self.producers.truncate,
+        )  # fmt: skip
+        self.guard = Guard(
+            spec.group_id, spec.generation, context.node_id, spec.voters, journal=self.journal, votes=context.votes,
+            reactor=context.reactor, transport=context.transport, log_event=self._log_event,
+            on_state=self._state_changed,
+        )  # fmt: skip
+        context.enter()
+        self._raft = library.build(
+            context.node_id, self.guard.library_peers, self.journal, self.guard, self.guard.state_changed
+        )
+        self.guard.attach(self._raft)
+        self.commit_index = self.guard.commit_index
+        self.high_watermark = log.next_offset_at(self.commit_index)
+        self.producers.commit(self.commit_index)
+        self._known_leader: tuple[int, NodeId | None] = (0, None)
+        self._arm_first_campaign()
+
+    def _arm_first_campaign(self) -> None:
+        if (self.log.last_index == 1 and self.voters[0] == self._context.node_id) or len(self.voters) == 1:
+            self.guard.elections.arm(0.0, 0.05)  # a new group: its preferred leader need not wait for others
+        elif self.log.last_index == 1:
+            self.guard.elections.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+        else:
+            self.guard.elections.arm(limits.HEARTBEAT_INTERVAL, limits.ELECTION_TIMEOUT_MIN)
+
+    # ------------------------------------------------------------------ what others see
+    @property
+    def role(self) -> Role:
+        """At the moment."""
+        return Role.FAILED if self._failed else _ROLES[self.guard.state]
+
+    @property
+    def term(self) -> Term:
+        """Current term: the leader epoch, where there is a leader."""
+        return Term(self.guard.term)
+
+    @property
+    def leader_id(self) -> NodeId | None:
+        """Leader of the current term, as far as known here."""
+        if self._failed:
+            return None
+        return self._context.node_id if self.guard.is_leader else self.guard.following.leader
+
+    @property
+    def log_start_offset(self) -> Offset:
+        """First offset kept."""
+        return self.log.log_start_offset
+
+    @property
+    def log_end_offset(self) -> Offset:
+        """Offset after the last record in the log, committed or not: exclusive."""
+        return self.log.log_end_offset
+
+    def quorum_missing(self) -> tuple[NodeId, ...] | None:
+        """Nodes that are missing when too few voters can be reached for a majority; None when enough can."""
+        guard, now = self.guard, self._context.reactor.now()
+        missing = []
+        for peer in guard.peers:
+            silent = guard.is_leader and now - guard.leading.progress[peer].heard_at >= limits.ELECTION_TIMEOUT_MIN
+            if silent or not self._context.transport.is_connected(peer):
+                missing.append(peer)
+        return tuple(missing) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
+
+    def leader_status(self) -> peer_pb2.LeaderStatus:
+        """What only the leader knows; call while leading."""
+        now = self._context.reactor.now()
+        status = peer_pb2.LeaderStatus(
+            topic_id=self.group_id.topic_id, partition=self.group_id.partition, leader_epoch=self.term,
+            log_start_offset=self.log_start_offset, high_watermark=self.high_watermark,
+            log_end_offset=self.log_end_offset, last_index=self.log.last_index, size_bytes=self.log.size_bytes,
+        )  # fmt: skip
+        for peer in self.guard.peers:
+            progress = self.guard.leading.progress[peer]
+            follower = status.followers.add(node_id=peer, durable_index=progress.match, in_sync=progress.in_sync(now))
+            if progress.acked_sequence:
+                follower.last_heard_ms = round((now - progress.heard_at) * 1000)
+        return status
+
+    # ------------------------------------------------------------------ proposals
+    def submit(self, append: Append) -> None:
+        """Append a batch; `append.done` is called exactly once.
+
+        REJECTED at once: not the leader, no quorum, queue full, wrong expected offset, sequence out of order.
+        After that: COMMITTED, or
+        REJECTED if leadership ends while it still waits, or UNKNOWN if leadership ends once it is in the log.
+        """
+        refusal = self._refusal(len(append.batch))
+        if refusal is not None:
+            append.done(refusal)
+            return
+        try:
+            verdict = (
+                self.producers.check(append.producer_id, append.base_sequence, append.record_count)
+                if append.producer_id
+                else None
+            )
+            if isinstance(verdict, DuplicateCommitted):
+                append.done(
+                    self._committed(
+                        verdict.base_offset, append, verdict.leader_epoch, verdict.raft_index, duplicate=True
+                    )
+                )
+                return
+            if isinstance(verdict, DuplicatePending):
+                self._await_duplicate(verdict, append)
+                return
+            self._check_expected_offset(append)
+        except FluxError as error:
+            append.done(error)
+            return
+        self._enqueue(append)
+
+    def _refusal(self, size: int) -> FluxError | None:
+        if not self.guard.is_leader or self._failed:
+            return self.not_leader()
+        if self.guard.leading.handing_over:
+            return FluxError(Reason.NOT_LEADER, f"the leadership of {self.group_id} is being handed over")
+        missing = self.quorum_missing()
+        if missing is not None:
+            return self.no_quorum(missing)
+        if self._queue_bytes + size > limits.PARTITION_QUEUE_BYTES_MAX:
+            return FluxError(
+                Reason.OVERLOADED,
+                f"{self._queue_bytes} bytes wait to be appended to {self.group_id}, "
+                f"the bound is {limits.PARTITION_QUEUE_BYTES_MAX}",
+                retry_after_ms=limits.OVERLOADED_RETRY_MS,
+            )
+        return None
+
+    def not_leader(self) -> FluxError:
+        """REJECTED, with what is known of the leader."""
+        leader = self.leader_id
+        if leader is None:
+            missing = self.quorum_missing()
+            if missing is not None:
+                return self.no_quorum(missing)
+            return FluxError(Reason.NO_LEADER, f"{self.group_id} has no leader: an election is under way")
+        return FluxError(
+            Reason.NOT_LEADER, f"node {self._context.node_id} does not lead {self.group_id}, node {leader} does",
+            metadata={"leader_node": str(leader)},
+        )  # fmt: skip
+
+    def no_quorum(self, missing: tuple[NodeId, ...]) -> FluxError:
+        """REJECTED: too few replicas."""
+        needed, names = len(self.voters) // 2 + 1, ",".join(map(str, missing))
+        return FluxError(
+            Reason.NO_QUORUM,
+            f"{self.group_id} has {len(self.voters)} replicas and needs {needed}; nodes missing: {names}",
+            metadata={"replicas": str(len(self.voters)), "needed": str(needed), "missing_nodes": names},
+        )
+
+    def _check_expected_offset(self, append: Append) -> None:
+        end = self.log_end_offset + self._queue_records
+        if append.expected_offset is not None and append.expected_offset != end:
+            raise FluxError(
+                Reason.WRONG_EXPECTED_OFFSET,
+                f"expected_offset {append.expected_offset}, but {self.group_id} ends at {end}",
+                metadata={"log_end_offset": str(end)},
+            )
+
+    def _enqueue(self, append: Append) -> None:
+        waiting = _Waiting(append, Offset(self.log_end_offset + self._queue_records), RaftIndex(0), [])
+        self._queue.append(waiting)
+        self._queue_bytes += len(append.batch)
+        self._queue_records += append.record_count
+        if append.producer_id:
+            self.producers.enqueue(append.producer_id, append.base_sequence, append.record_count, waiting)
+        if not self._in_flight:
+            self._context.wake(self)
+
+    def _await_duplicate(self, verdict: DuplicatePending, append: Append) -> None:
+        if isinstance(verdict.ticket, _Waiting):
+            verdict.ticket.duplicates.append(append)
+        else:  # appended by an earlier leader, seen here as a follower: its index tells when it is committed
+            assert verdict.raft_index is not None
+            self._late.append((verdict.raft_index, append, verdict))
+
+    def _propose(self) -> None:
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue and (not batch or size + len(self._queue[0].append.batch) <= limits.ENTRY_BYTES_TARGET):
+            waiting = self._queue.popleft()
+            size += len(waiting.append.batch)
+            batch.append(waiting)
+        self._queue_bytes -= size
+        log, index = self.log, RaftIndex(self.log.last_index + 1)
+        offset = log.log_end_offset
+        for waiting in batch:
+            if waiting.base_offset != offset:
+                raise InvariantViolation(
+                    f"{self.group_id}: a batch promised offset {waiting.base_offset} gets {offset}"
+                )
+            waiting.index = index
+            offset = Offset(offset + waiting.append.record_count)
+        self._queue_records -= offset - log.log_end_offset
+        frame = build_frame(
+            kind=EntryKind.RECORDS, base_offset=log.log_end_offset, raft_index=index, leader_epoch=self.guard.term,
+            append_time_ms=max(log.last_append_time_ms, self._context.reactor.wall_ms()),
+            record_count=offset - log.log_end_offset, previous_checksum=log.last_checksum,
+            batches=[waiting.append.batch for waiting in batch],
+        )  # fmt: skip
+        self._in_flight = self._proposing = batch
+        self._raft._applyCommand(frame, None)
+        self._raft._checkCommandsToApply()
+        self._proposing = None
+        if log.last_index != index:
+            raise InvariantViolation(f"{self.group_id}: a proposal was not appended in the call that made it")
+
+    def _appended(self, frame: bytes, stamp: Stamp) -> None:
+        if stamp.kind is not EntryKind.RECORDS:
+            return
+        if self._proposing is None:
+            items = items_of_frame(frame, stamp)
+        else:
+            items = [
+                (
+                    w.append.producer_id,
+                    w.append.base_sequence,
+                    w.append.record_count,
+                    w.base_offset,
+                    stamp.leader_epoch,
+                    w,
+                )
+                for w in self._proposing
+                if w.append.producer_id
+            ]
+        self.producers.append(stamp.raft_index, items, stamp.append_time_ms)
+
+    # ------------------------------------------------------------------ answers
+    def _committed(
+        self, base_offset: Offset, append: Append, epoch: Term, index: RaftIndex, *, duplicate: bool
+    ) -> AppendResult:
+        return Committed(
+            base_offset, append.record_count, epoch, self.guard.leading.copies_on_disk(index), duplicate=duplicate
+        )
+
+    def _settle(self) -> None:
+        """Answer what the commit index has reached."""
+        commit = self.guard.commit_index
+        if commit == self.commit_index:
+            return
+        self.commit_index = commit
+        self.high_watermark = self.log.next_offset_at(commit)
+        self.producers.commit(commit)
+        if self._in_flight and self._in_flight[0].index <= commit:
+            done, self._in_flight = self._in_flight, []
+            epoch = self.log.term_at(done[0].index)
+            for waiting in done:
+                self._answer(waiting, epoch)
+        reached = [late for late in self._late if late[0] <= commit]
+        self._late = [late for late in self._late if late[0] > commit]
+        for index, append, verdict in reached:
+            assert verdict.base_offset is not None and verdict.leader_epoch is not None
+            append.done(self._committed(verdict.base_offset, append, verdict.leader_epoch, index, duplicate=True))
+        if self.guard.is_leader:
+            self.guard.leading.on_commit()
+        for listener in tuple(self.on_commit):
+            listener()
+
+    def _answer(self, waiting: _Waiting, epoch: Term) -> None:
+        offset, index = waiting.base_offset, waiting.index
+        waiting.append.done(self._committed(offset, waiting.append, epoch, index, duplicate=False))
+        for append in waiting.duplicates:
+            append.done(self._committed(offset, append, epoch, index, duplicate=True))
+
+    def _leadership_ended(self, why: str) -> None:
+        in_flight, self._in_flight = self._in_flight, []
+        queue, self._queue = self._queue, deque()
+        late, self._late = self._late, []
+        self._queue_bytes = self._queue_records = 0
+        self.producers.drop_queue()
+        for waiting in in_flight:
+            for append in (waiting.append, *waiting.duplicates):
+                append.done(FluxError(Reason.OUTCOME_UNKNOWN, f"{why} while the entry was being replicated"))
+        for _, append, _ in late:
+            append.done(FluxError(Reason.OUTCOME_UNKNOWN, f"{why} while the first copy was being replicated"))
+        for waiting in queue:
+            for append in (waiting.append, *waiting.duplicates):
+                append.done(FluxError(Reason.NOT_LEADER, f"{why} before the batch was appended"))
+
+    # ------------------------------------------------------------------ roles
+    def _state_changed(self, old: int, new: int) -> None:
+        if old == library.LEADER:
+            self._leadership_ended(f"leadership of {self.group_id} was lost")
+
+    def _notice_leader(self) -> None:
+        known = (self.guard.term, self.leader_id)
+        if known == self._known_leader:
+            return
+        changed = known[1] is not None and known != self._known_leader
+        self._known_leader = known
+        if changed:
+            self._log_event("partition_leader_known", leader=known[1], leader_epoch=known[0])
+        for listener in tuple(self.on_role):
+            listener()
+
+    def read_index(self, done: Callable[[FluxError | None], None]) -> None:
+        """Call back when this replica is confirmed to lead, with its own entry committed: what it then knows
+        is current.
+        """
+        if not self.guard.is_leader or self._failed:
+            done(self.not_leader())
+            return
+        self.guard.leading.read_index(done)
+        self._context.wake(self)
+
+    def transfer(self, to: NodeId | None) -> FluxError | None:
+        """Begin to hand leadership to a replica (None: to any that is caught up). Returns why not, or None
+        when begun.
+        """
+        if not self.guard.is_leader or self._failed:
+            return self.not_leader()
+        if to == self._context.node_id:
+            return None
+        if to is not None and to not in self.guard.peers:
+            return FluxError(Reason.UNKNOWN_NODE, f"node {to} has no replica of {self.group_id}")
+        if not self.guard.peers:
+            return FluxError(Reason.NO_QUORUM, f"{self.group_id} has one replica")
+        self.guard.leading.transfer(to)
+        self._context.wake(self)
+        return None
+
+    # ------------------------------------------------------------------ the host speaks
+    def receive(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """One message; `step` follows."""
+        self._context.enter()
+        self.guard.receive(peer, message)
+
+    def step(self) -> None:
+        """Timers, the library's tick, the next proposal, answers."""
+        self._context.enter()
+        self.guard.tick()
+        self._raft.doTick()
+        self._settle()
+        if self._queue and not self._in_flight and self.guard.is_leader:
+            self._propose()
+            self._context.enter()
+            self._raft.doTick()
+            self._settle()
+        self._notice_leader()
+
+    def on_log_synced(self) -> None:
+        """More of the log is durable; `step` follows."""
+        self._context.enter()
+        self.guard.on_log_synced()
+
+    def on_votes_synced(self) -> None:
+        """More of the votes is durable; `step` follows."""
+        self._context.enter()
+        self.guard.on_votes_synced()
+
+    def peer_up(self, peer: NodeId) -> None:
+        """A link stands; `step` follows."""
+        self.guard.peer_up(peer)
+
+    def peer_down(self, peer: NodeId, *, gone: bool) -> None:
+        """A link broke; `step` follows."""
+        self.guard.peer_down(peer, gone=gone)
+
+    def disk_hangs(self) -> None:
+        """The log's sync has not returned for an election timeout: a leader hands over to a peer whose disk
+        has it all.
+        """
+        if self.guard.is_leader and not self.guard.leading.handing_over and self.guard.leading.caught_up_peer(None):
+            self._log_event("leader_disk_hung")
+            self.guard.leading.transfer(None, urgent=True)
+
+    def fail(self, why: str) -> None:
+        """Take this replica out (fail-stop): it answers what waits and then nothing any more."""
+        if self._failed:
+            return
+        self._failed, self.why = True, why
+        self._log_event("replica_failed", why=why)
+        self._leadership_ended(f"the replica of {self.group_id} stopped itself")
+        self.guard.leading.end()
+        for listener in tuple(self.on_role):
+            listener()
+
+    @property
+    def deadline(self) -> float:
+        """When `step` has something to do without an event."""
+        return self.guard.deadline
+
+    def _log_event(self, event: str, **fields: object) -> None:
+        self._context.log_event(
+            event, group=str(self.group_id), node=self._context.node_id, term=self.guard.term, **fields
+        )

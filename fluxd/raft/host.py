@@ -1,0 +1,372 @@
+"""All Raft groups of a node: opens them, steps those that have work, has their files synced, keeps their timers.
+
+Nothing polls. A group is stepped when a message, a proposal, a finished sync or a deadline asks for it; all groups
+that became ready in one turn of the
+loop are stepped together, then their dirty files go to the pool, one job per group and one for the votes of all.
+
+Fail-stop: any exception in a group's step takes that replica out, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from fluxd.core import limits
+from fluxd.core.entry import HEADER_BYTES, read_stamp
+from fluxd.core.producers import ProducerTable, items_of_frame
+from fluxd.core.runtime import Reactor, Timer
+from fluxd.core.types import GroupId, NodeId, RaftIndex
+from fluxd.raft import library
+from fluxd.raft.group import Group, GroupContext, GroupSpec, Role
+from fluxd.raft.offline import OfflineGroup
+from fluxd.raft.transport import Transport
+from fluxd.storage.errors import LogCorrupt, LogMissing
+from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.log import PartitionLog
+from fluxd.storage.votes import VoteFile
+from fluxlog.v1 import peer_pb2
+
+Replica = Group | OfflineGroup
+
+_STALLED_AFTER = 0.5
+"""The loop stood still for this long: read what arrived meanwhile before any timer acts (H22)."""
+_STALL_GRACE = 0.05
+_ALIVE_EVERY = 0.1
+_HAND_OVER_CHECK = 0.02
+_REPLAY_CHUNK = limits.FETCH_BYTES_MAX
+
+
+class LogEvent(Protocol):
+    """Structured logging: an event and its fields."""
+
+    def __call__(self, event: str, **fields: object) -> None:
+        """Log it."""
+
+
+class Host:
+    """Runs a node's groups.
+
+    Args:
+        directory_id: of this node's data directory; a replica bound to another one stays out.
+        votes: None when the vote file is missing or corrupt: then every replica stays out, for `votes_why`.
+    """
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        directory_id: bytes,
+        *,
+        reactor: Reactor,
+        fs: FileSystem,
+        votes: VoteFile | None,
+        transport: Transport,
+        log_event: LogEvent,
+        votes_why: str = "",
+    ) -> None:
+        self.node_id, self.directory_id = node_id, directory_id
+        self.groups: dict[GroupId, Replica] = {}
+        self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why
+        self._transport, self._log_event = transport, log_event
+        self._ready: dict[GroupId, Group] = {}
+        self._scheduled = False
+        self._syncing: dict[GroupId, float] = {}
+        self._snapshotting: set[GroupId] = set()
+        self._snapshot_at: dict[GroupId, int] = {}
+        self._votes_syncing = False
+        self._timers: dict[GroupId, tuple[float, Timer]] = {}
+        self._library_now = 0.0
+        self._alive_at = reactor.now()
+        self._grace_until = self._alive_at
+        self._stopped = False
+        self._reactor.call_at(self._alive_at + _ALIVE_EVERY, self._alive)
+
+    # ------------------------------------------------------------------ open and close
+    def open(self, spec: GroupSpec) -> Replica:
+        """Open or create this node's replica of a group. A replica whose disk was lost is UNADMITTED, with
+        the reason.
+        """
+        assert spec.group_id not in self.groups
+        why = self._why_unadmitted(spec)
+        replica: Replica
+        if why or self._votes is None:
+            replica = OfflineGroup(spec, why)
+        else:
+            try:
+                replica = self._open_log(spec, self._votes)
+            except LogCorrupt as error:
+                replica = OfflineGroup(spec, str(error))
+            except LogMissing as error:
+                replica = OfflineGroup(spec, f"its log is missing although it has voted: {error}")
+            except OSError as error:
+                replica = OfflineGroup(spec, f"its files cannot be opened: {error}")
+        if isinstance(replica, OfflineGroup):
+            self._log_event("replica_unadmitted", group=str(spec.group_id), why=replica.why)
+        self.groups[spec.group_id] = replica
+        if isinstance(replica, Group):
+            self.wake(replica)
+        return replica
+
+    def _why_unadmitted(self, spec: GroupSpec) -> str:
+        if self._votes is None:
+            return self._votes_why or "the node's votes are missing"
+        if spec.bound_directory != self.directory_id:
+            bound, own = spec.bound_directory.hex()[:8], self.directory_id.hex()[:8]
+            return f"its vote is bound to data directory {bound}…, this is {own}…: the disk was replaced or wiped"
+        return ""
+
+    def _open_log(self, spec: GroupSpec, votes: VoteFile) -> Group:
+        directory = f"partitions/{spec.group_id.directory_name}"
+        try:
+            log = PartitionLog.open(
+                self._fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes
+            )
+        except LogMissing:
+            # Every message waits until this replica's term is durable, so one without a vote record has
+            # never said anything: it is new.
+            if votes.get(spec.group_id, spec.generation) is not None:
+                raise
+            log = PartitionLog.create(
+                self._fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes
+            )
+        producers, snapshot_index = self._recover_producers(log)
+        self._snapshot_at[spec.group_id] = self._bytes_up_to(log, snapshot_index)
+        return Group(
+            spec,
+            log,
+            producers,
+            GroupContext(
+                self.node_id, self._reactor, self._transport, votes, self._log_event, wake=self.wake, enter=self._enter
+            ),
+        )
+
+    @staticmethod
+    def _bytes_up_to(log: PartitionLog, index: RaftIndex) -> int:
+        return 0 if index <= log.first_index else log.size_bytes
+
+    @staticmethod
+    def _recover_producers(log: PartitionLog) -> tuple[ProducerTable, RaftIndex]:
+        snapshot = log.load_snapshot(log.last_index)
+        if snapshot is None:
+            producers, index = ProducerTable(), log.first_index
+        else:
+            index, payload = snapshot
+            producers = ProducerTable.restore(payload)
+        offset = log.next_offset_at(index)
+        while offset < log.log_end_offset:
+            plan = log.plan_read(offset, max_bytes=_REPLAY_CHUNK, end_index=log.last_index)
+            frames = memoryview(plan if isinstance(plan, bytes) else plan())
+            position = 0
+            while len(frames) - position >= HEADER_BYTES:
+                stamp = read_stamp(frames, position)
+                if stamp.raft_index > index and stamp.record_count:
+                    items = items_of_frame(frames[position : position + stamp.frame_bytes], stamp)
+                    producers.append(stamp.raft_index, items, stamp.append_time_ms)
+                position += stamp.frame_bytes
+                offset = max(offset, stamp.next_offset)
+        return producers, index
+
+    def close(self, group_id: GroupId) -> None:
+        """Stop a replica; its files stay."""
+        replica = self.groups.pop(group_id, None)
+        self._ready.pop(group_id, None)
+        timer = self._timers.pop(group_id, None)
+        if timer is not None:
+            timer[1].cancel()
+        if isinstance(replica, Group):
+            replica.fail("closed")
+            replica.log.close()
+
+    # ------------------------------------------------------------------ events
+    def receive(self, peer: NodeId, messages: Iterable[peer_pb2.GroupMessage]) -> None:
+        """Messages of one peer, as its stream authenticated it."""
+        for message in messages:
+            group = self.groups.get(GroupId(message.topic_id, message.partition))
+            if isinstance(group, Group) and group.role is not Role.FAILED:
+                self._guarded(group, lambda group=group, message=message: group.receive(peer, message))  # type: ignore[misc]
+                self.wake(group)
+
+    def peer_up(self, peer: NodeId) -> None:
+        """A link to a peer stands."""
+        for group in self._active():
+            group.peer_up(peer)
+            self.wake(group)
+
+    def peer_down(self, peer: NodeId, *, gone: bool) -> None:
+        """A link broke. `gone`: the peer's process has ended (its port refuses connections)."""
+        for group in self._active():
+            group.peer_down(peer, gone=gone)
+            self.wake(group)
+
+    def _active(self) -> list[Group]:
+        return [g for g in self.groups.values() if isinstance(g, Group) and g.role is not Role.FAILED]
+
+    # ------------------------------------------------------------------ stepping
+    def wake(self, group: Group) -> None:
+        """Step a group soon."""
+        self._ready[group.group_id] = group
+        if not self._scheduled and not self._stopped:
+            self._scheduled = True
+            self._reactor.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if self._stopped:
+            return
+        self._notice_stall()
+        if self._reactor.now() < self._grace_until:
+            self._scheduled = True
+            self._reactor.call_at(self._grace_until, self._run)
+            return
+        ready, self._ready = self._ready, {}
+        for group in ready.values():
+            if group.role is not Role.FAILED:
+                self._guarded(group, group.step)
+        for group in ready.values():
+            if group.role is not Role.FAILED and group.group_id in self.groups:
+                self._sync_log(group)
+                self._arm(group)
+        self._sync_votes()
+
+    def _alive(self) -> None:
+        if not self._stopped:
+            self._notice_stall()
+            self._reactor.call_at(self._reactor.now() + _ALIVE_EVERY, self._alive)
+
+    def _notice_stall(self) -> None:
+        now = self._reactor.now()
+        if now - self._alive_at > _STALLED_AFTER:
+            self._log_event("loop_stalled", seconds=round(now - self._alive_at, 3))
+            self._grace_until = now + _STALL_GRACE
+        self._alive_at = now
+
+    def _enter(self) -> None:
+        self._library_now = max(self._reactor.now(), self._library_now + library.STEP)
+        library.CLOCK.now = self._library_now
+
+    def _guarded(self, group: Group, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - the boundary of fail-stop: whatever it is, this replica does not go on
+            group.fail(f"{type(error).__name__}: {error}")
+
+    def _arm(self, group: Group) -> None:
+        deadline = group.deadline
+        known = self._timers.get(group.group_id)
+        if known is not None:
+            if known[0] <= deadline:
+                return  # fires early and is set again then: cheaper than moving it with every message
+            known[1].cancel()
+        deadline = max(deadline, self._reactor.now())
+        timer = self._reactor.call_at(deadline, lambda: self._timer_fired(group))
+        self._timers[group.group_id] = (deadline, timer)
+
+    def _timer_fired(self, group: Group) -> None:
+        self._timers.pop(group.group_id, None)
+        if self.groups.get(group.group_id) is group and not self._stopped:
+            self.wake(group)
+
+    # ------------------------------------------------------------------ syncing
+    def _sync_log(self, group: Group) -> None:
+        since = self._syncing.get(group.group_id)
+        if since is not None:
+            if self._reactor.now() - since > limits.ELECTION_TIMEOUT_MIN:
+                group.disk_hangs()
+            return
+        if not group.log.dirty:
+            return
+        job = group.log.begin_sync()
+        self._syncing[group.group_id] = self._reactor.now()
+
+        def synced(error: BaseException | None) -> None:
+            self._syncing.pop(group.group_id, None)
+            if self._stopped or self.groups.get(group.group_id) is not group or group.role is Role.FAILED:
+                return
+            if error is not None:
+                group.fail(f"sync failed: {error}")
+                return
+
+            def finish() -> None:
+                group.log.finish_sync(job, group.commit_index)
+                group.on_log_synced()
+
+            self._guarded(group, finish)
+            self.wake(group)
+            self._snapshot(group)
+
+        self._reactor.run_blocking(job.steps, synced)
+
+    def _sync_votes(self) -> None:
+        votes = self._votes
+        if votes is None or self._votes_syncing or not votes.dirty:
+            return
+        job = votes.begin_sync()
+        self._votes_syncing = True
+
+        def synced(error: BaseException | None) -> None:
+            self._votes_syncing = False
+            if self._stopped:
+                return
+            if error is not None:  # nobody may vote any more: every group holds its messages for ever
+                for group in self._active():
+                    group.fail(f"the node's votes cannot be synced: {error}")
+                return
+            votes.finish_sync(job)
+            for group in self._active():
+                if group.guard.waits_for_votes:
+                    self._guarded(group, group.on_votes_synced)
+                    self.wake(group)
+            self._sync_votes()
+
+        self._reactor.run_blocking(job.steps, synced)
+
+    def _snapshot(self, group: Group) -> None:
+        """Write the producer table now and then, so that opening the log replays its tail only."""
+        log, group_id = group.log, group.group_id
+        due = log.size_bytes - self._snapshot_at[group_id] >= group.spec.segment_bytes
+        if not due or group_id in self._snapshotting or log.synced_index < group.commit_index:
+            return
+        self._snapshotting.add(group_id)
+        self._snapshot_at[group_id] = log.size_bytes
+        steps = log.write_snapshot(group.commit_index, group.producers.snapshot())
+
+        def written(error: BaseException | None) -> None:
+            self._snapshotting.discard(group_id)
+            if error is not None:
+                self._log_event("snapshot_failed", group=str(group_id), why=str(error))
+
+        self._reactor.run_blocking(steps, written)
+
+    # ------------------------------------------------------------------ end
+    def hand_over(self, done: Callable[[], None]) -> None:
+        """Hand every leadership to a caught-up replica; `done` when none is left that could be, or after two
+        election timeouts.
+        """
+        deadline = self._reactor.now() + limits.ELECTION_TIMEOUT_MAX
+        for group in self._active():
+            group.guard.elections.retire()
+            if group.role is Role.LEADER:
+                group.transfer(None)
+
+        def check() -> None:
+            leading = [g for g in self._active() if g.role is Role.LEADER and g.guard.peers]
+            if not leading or self._reactor.now() >= deadline:
+                done()
+            else:
+                self._reactor.call_at(self._reactor.now() + _HAND_OVER_CHECK, check)
+
+        check()
+
+    def stop(self) -> None:
+        """Stop all groups. What is in the logs stays; a clean stop syncs it, so that the next start has
+        little to check.
+        """
+        for group in self._active():
+            if group.log.dirty and group.group_id not in self._syncing:
+                job = group.log.begin_sync()
+                for step in job.steps:
+                    step()
+                group.log.finish_sync(job, group.commit_index)
+        self._stopped = True
+        for group_id in tuple(self.groups):
+            self.close(group_id)

@@ -1,0 +1,302 @@
+"""The leader's side of the guard: what the library wants to send, and what the followers' replies are worth.
+
+Closes (audit numbers): replies of an old leadership are dropped (C1, H7); a rewind is honoured once (C1, H2);
+nextIndex is put back after each
+acknowledgement (C2, H29); a match counts no further than the leader's own disk (C5, H10); bytes in flight per
+follower are bounded by hiding it
+from the library (C11). Reads that must be current use the read index: no leases (C7 as amended).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fluxd.core import limits
+from fluxd.core.errors import FluxError, InvariantViolation, Reason
+from fluxd.core.types import NodeId, RaftIndex
+from fluxd.raft.journal import EntryRange
+from fluxd.raft.progress import InFlight, Progress
+from fluxlog.v1 import peer_pb2
+
+if TYPE_CHECKING:
+    from fluxd.raft.guard import Guard
+
+DISK_PEER = NodeId(0)
+"""The second voter that the library sees in a group of one: this node's own disk. It votes and acknowledges when the
+disk has it, so a
+group of one counts nothing before its sync (H10)."""
+
+_RETRANSMIT_AFTER = limits.ELECTION_TIMEOUT_MIN
+_ALL = 1 << 62
+
+ReadDone = Callable[[FluxError | None], None]
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """A handover that was asked for."""
+
+    to: NodeId | None
+    deadline: float
+    urgent: bool
+    """Do not wait for what is in flight: it cannot be committed here."""
+    sent: bool = False
+
+
+class Leading:
+    """State of one replica while it leads. `term_start` is the index of the leader's own entry."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self.progress: dict[NodeId, Progress] = {}
+        self.term_start = RaftIndex(0)
+        self._reads: deque[tuple[dict[NodeId, int], ReadDone]] = deque()
+        self._transfer: _Transfer | None = None
+
+    # ------------------------------------------------------------------ begin and end
+    def begin(self) -> None:
+        """The library became leader; its own entry comes next."""
+        log = self._guard.journal.log
+        self.term_start = RaftIndex(log.last_index + 1)
+        now = self._guard.now()
+        self.progress = {peer: Progress(log.last_index + 1, heard_at=now) for peer in self._guard.library_peers}
+        if DISK_PEER in self.progress:
+            self.progress[DISK_PEER].match = self.progress[DISK_PEER].received = _ALL
+        self._transfer = None
+
+    def end(self) -> None:
+        """Leadership is over."""
+        self.progress.clear()
+        self._transfer = None
+        reads, self._reads = self._reads, deque()
+        for _, done in reads:
+            done(FluxError(Reason.NOT_LEADER, "leadership was lost while the read was being confirmed"))
+
+    # ------------------------------------------------------------------ sending
+    def send_append(self, peer: NodeId, message: dict[str, Any]) -> None:
+        """The library's append_entries for one follower."""
+        if message.get("prevLogIdx") is None or "transmission" in message:
+            raise InvariantViolation("the library wants to send a snapshot or a transmission")
+        previous, entries = int(message["prevLogIdx"]), message["entries"]
+        progress = self.progress[peer]
+        progress.next_index = previous + len(entries) + 1
+        if peer == DISK_PEER:
+            return
+        if entries:
+            assert isinstance(entries, EntryRange)
+            self._send_entries(peer, progress, previous, entries.indexes)
+        else:
+            self._send_heartbeat(peer, progress, previous)
+
+    def _send_entries(self, peer: NodeId, progress: Progress, previous: int, indexes: range) -> None:
+        log, frames, size = self._guard.journal.log, list[bytes](), 0
+        first = indexes[0]
+        for index in indexes:
+            frame = log.frame_at(RaftIndex(index))
+            frames.append(frame)
+            size += len(frame)
+            if size < limits.ENTRY_BYTES_TARGET and index != indexes[-1]:
+                continue
+            if not self._send(peer, progress, first - 1, frames, bulk=True):
+                progress.lost_from(first)
+                self._guard.hide(peer)
+                return
+            progress.sent(InFlight(first, index, size), self._guard.now())
+            frames, size, first = [], 0, index + 1
+        if progress.window_full:
+            self._guard.hide(peer)
+
+    def _send_heartbeat(self, peer: NodeId, progress: Progress, previous: int) -> None:
+        if progress.in_flight or progress.rewind_to:
+            # entries are on the way on the other stream: do not overtake them with a claim that they arrived
+            previous = max(progress.received, self._guard.journal.log.first_index)
+        commit = min(self._guard.journal.commit_index, previous)
+        due = self._guard.now() >= progress.heartbeat_at
+        if due or progress.probe or commit > progress.commit_sent:
+            self._send(peer, progress, previous, [], bulk=False)
+
+    def _send(self, peer: NodeId, progress: Progress, previous: int, frames: list[bytes], *, bulk: bool) -> bool:
+        guard = self._guard
+        progress.sequence += 1
+        message = guard.outbox.message()
+        append = message.append_entries
+        append.sequence = progress.sequence
+        append.previous_index = previous
+        append.previous_term = guard.journal.log.term_at(RaftIndex(previous))
+        append.commit_index = guard.journal.commit_index
+        append.frames.extend(frames)
+        progress.heartbeat_at, progress.probe = guard.now() + limits.HEARTBEAT_INTERVAL, False
+        progress.commit_sent = max(progress.commit_sent, min(append.commit_index, previous + len(frames)))
+        return guard.outbox.send(peer, message, bulk=bulk)
+
+    def tick(self) -> None:
+        """Before the library's tick: notice what was lost, keep hidden followers alive, hand over when it is time."""
+        guard, now = self._guard, self._guard.now()
+        for peer, progress in self.progress.items():
+            if peer == DISK_PEER:
+                guard.inject_neutral(peer)
+                continue
+            if progress.in_flight and now - progress.moved_at >= _RETRANSMIT_AFTER:
+                progress.lost()
+            if not guard.is_exposed(peer):
+                self._send_heartbeat(peer, progress, max(progress.received, guard.journal.log.first_index))
+        self._advance_transfer()
+
+    def _rewind(self, peer: NodeId, progress: Progress, next_index: int) -> None:
+        progress.rewind(next_index)
+        self._guard.inject_reset(peer, next_index)
+        self._guard.expose(peer)
+
+    def peer_lost(self, peer: NodeId) -> None:
+        """The link broke: what was on it is gone."""
+        if peer in self.progress:
+            self.progress[peer].lost()
+
+    @property
+    def deadline(self) -> float:
+        """When a heartbeat is due."""
+        due = [p.heartbeat_at for peer, p in self.progress.items() if peer != DISK_PEER]
+        return min(due) if due else self._guard.now() + limits.HEARTBEAT_INTERVAL
+
+    # ------------------------------------------------------------------ replies
+    def on_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """An AppendReply of this leadership (the guard has checked the terms)."""
+        reply, progress, now = message.append_reply, self.progress[peer], self._guard.now()
+        log = self._guard.journal.log
+        progress.heard_at = now
+        progress.acked_sequence = max(progress.acked_sequence, reply.echoed_sequence)
+        if reply.success:
+            if reply.received_index > log.last_index:
+                raise InvariantViolation(
+                    f"node {peer} acknowledges {reply.received_index}, the log ends at {log.last_index}"
+                )
+            progress.acknowledged(reply.received_index, reply.durable_index, log_end_index=log.last_index, now=now)
+            self._guard.inject_neutral(peer)
+            if progress.rewind_to:
+                # Only now, since the library takes any of these messages for a sign of life:
+                # rewinding a follower that does not
+                # answer would keep a cut-off leader in office.
+                self._rewind(peer, progress, max(progress.rewind_to, progress.received + 1))
+            elif not progress.window_full:
+                self._guard.expose(peer)
+            self.give(peer)
+        elif reply.echoed_sequence < progress.fence:
+            self._guard.count("fenced_reset")
+            self._guard.inject_neutral(peer)
+        else:
+            self._rewind(peer, progress, min(max(reply.next_index, progress.match + 1), log.last_index + 1))
+        self._finish_reads()
+
+    def give(self, peer: NodeId) -> None:
+        """Hand a verified match to the library, no further than this node's own disk: the leader counts itself."""
+        progress = self.progress[peer]
+        match = min(progress.match, self._guard.journal.log.synced_index)
+        if match <= progress.given:
+            return
+        progress.given = match
+        self._guard.inject_match(peer, match)
+        if progress.next_index != match + 1:  # a success winds nextIndex back; a "reset" sets it to any value
+            self._guard.inject_reset(peer, progress.next_index)
+
+    def on_synced(self) -> None:
+        """This node's disk has more."""
+        for peer in self.progress:
+            self.give(peer)
+
+    def copies_on_disk(self, index: RaftIndex) -> int:
+        """Replicas that have a committed entry on disk, as far as this leader knows: at least a majority."""
+        others = sum(1 for peer, p in self.progress.items() if peer != DISK_PEER and p.match >= index)
+        known = others + (self._guard.journal.log.synced_index >= index)
+        return max(known, (len(self._guard.peers) + 1) // 2 + 1)
+
+    def in_contact(self) -> bool:
+        """A majority, this replica included, was heard from within the minimum election timeout."""
+        now = self._guard.now()
+        heard = sum(
+            1
+            for peer, p in self.progress.items()
+            if peer == DISK_PEER or now - p.heard_at < limits.ELECTION_TIMEOUT_MIN
+        )
+        return heard + 1 > (len(self.progress) + 1) / 2
+
+    # ------------------------------------------------------------------ reads that must be current
+    def read_index(self, done: ReadDone) -> None:
+        """Call back when a majority has answered something sent after now, and the leader's own entry is committed.
+
+        Source: Raft dissertation §6.4.
+        """
+        if len(self._reads) >= limits.WAITING_READS_MAX:
+            done(
+                FluxError(
+                    Reason.OVERLOADED,
+                    "too many reads wait for their leader's confirmation",
+                    retry_after_ms=limits.OVERLOADED_RETRY_MS,
+                )
+            )
+            return
+        self._reads.append(({peer: p.sequence for peer, p in self.progress.items()}, done))
+        for progress in self.progress.values():
+            progress.probe = True
+        self._finish_reads()
+
+    def _finish_reads(self) -> None:
+        if self._guard.journal.commit_index < self.term_start:
+            return
+        while self._reads:
+            asked_at, done = self._reads[0]
+            newer = sum(
+                1 for peer, p in self.progress.items() if peer == DISK_PEER or p.acked_sequence > asked_at[peer]
+            )
+            if newer + 1 <= (len(self.progress) + 1) / 2:
+                return
+            self._reads.popleft()
+            done(None)
+
+    def on_commit(self) -> None:
+        """The commit index moved."""
+        self._finish_reads()
+
+    # ------------------------------------------------------------------ handing over
+    @property
+    def handing_over(self) -> bool:
+        """A transfer is under way: no new proposals."""
+        return self._transfer is not None
+
+    def transfer(self, to: NodeId | None, *, urgent: bool = False) -> None:
+        """Hand leadership to a follower (None: any) as soon as it has everything on its disk; given up after
+        an election timeout.
+        """
+        self._transfer = _Transfer(to, self._guard.now() + limits.ELECTION_TIMEOUT_MIN, urgent)
+        self._advance_transfer()
+
+    def caught_up_peer(self, wanted: NodeId | None) -> NodeId | None:
+        """A follower in contact whose disk has the whole log."""
+        now, last = self._guard.now(), self._guard.journal.log.last_index
+        fit = [
+            (p.heard_at, peer)
+            for peer, p in self.progress.items()
+            if peer != DISK_PEER
+            and wanted in (None, peer)
+            and p.match == last
+            and now - p.heard_at < limits.ELECTION_TIMEOUT_MIN
+            and self._guard.transport.is_connected(peer)
+        ]
+        return max(fit)[1] if fit else None
+
+    def _advance_transfer(self) -> None:
+        transfer, journal = self._transfer, self._guard.journal
+        if transfer is None:
+            return
+        if self._guard.now() >= transfer.deadline:
+            self._transfer = None
+            return
+        if transfer.sent or (journal.commit_index < journal.log.last_index and not transfer.urgent):
+            return
+        target = self.caught_up_peer(transfer.to)
+        if target is not None:
+            message = self._guard.outbox.message()
+            message.timeout_now.SetInParent()
+            transfer.sent = self._guard.outbox.send(target, message)

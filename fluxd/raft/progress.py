@@ -1,0 +1,110 @@
+"""What a leader knows of one follower, in one leadership."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fluxd.core import limits
+
+NEVER = float("-inf")
+
+
+class InFlight(NamedTuple):
+    """One AppendEntries with entries that is not answered yet."""
+
+    first_index: int
+    last_index: int
+    size: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """Replication progress of one follower.
+
+    Invariant: given <= match <= received. All three are verified against this leader's log; only `match` is on
+    the follower's disk,
+    only `given` was handed to the library.
+    """
+
+    next_index: int
+    """The library's nextIndex, mirrored: index of the next entry it will send."""
+    sequence: int = 0
+    """Of the last AppendEntries sent."""
+    fence: int = 0
+    """A failure reply to an older sequence is not honoured: its rewind has happened."""
+    match: int = 0
+    received: int = 0
+    given: int = 0
+    acked_sequence: int = 0
+    heard_at: float = NEVER
+    caught_up_at: float = NEVER
+    """Last time when everything that the leader had was on this follower's disk."""
+    heartbeat_at: float = NEVER
+    """When the next heartbeat is due, unless something else is sent before."""
+    commit_sent: int = 0
+    probe: bool = False
+    """A heartbeat is wanted now, whether due or not."""
+    rewind_to: int = 0
+    """Above 0: entries from here on were lost on the way and must be sent again."""
+    in_flight: deque[InFlight] = field(default_factory=deque)
+    in_flight_bytes: int = 0
+    moved_at: float = NEVER
+    """Last time when in_flight began, or shrank."""
+    _end_at_last_reply: int = 0
+    _last_reply_at: float = NEVER
+
+    @property
+    def window_full(self) -> bool:
+        """Enough is on the way."""
+        return self.in_flight_bytes >= limits.REPLICATION_WINDOW_BYTES
+
+    def sent(self, entry: InFlight, now: float) -> None:
+        """Entries were handed to the transport."""
+        if not self.in_flight:
+            self.moved_at = now
+        self.in_flight.append(entry)
+        self.in_flight_bytes += entry.size
+
+    def acknowledged(self, received: int, durable: int, *, log_end_index: int, now: float) -> None:
+        """A success reply of this leadership."""
+        self.received = max(self.received, received)
+        self.match = max(self.match, durable)
+        while self.in_flight and self.in_flight[0].last_index <= self.received:
+            self.in_flight_bytes -= self.in_flight.popleft().size
+            self.moved_at = now
+        if self.match >= log_end_index:
+            self.caught_up_at = now
+        elif self.match >= self._end_at_last_reply:  # had all of the log as it was then (Kafka's replica.lag.time rule)
+            self.caught_up_at = max(self.caught_up_at, self._last_reply_at)
+        self._end_at_last_reply, self._last_reply_at = log_end_index, now
+
+    def lost(self) -> None:
+        """What is in flight will not be answered: have it sent again."""
+        if self.in_flight:
+            self.lost_from(self.in_flight[0].first_index)
+
+    def lost_from(self, first_index: int) -> None:
+        """Entries from here on did not leave, or will not be answered."""
+        self.rewind_to = min(self.rewind_to, first_index) if self.rewind_to else first_index
+        self.forget_in_flight()
+
+    def rewind(self, next_index: int) -> None:
+        """The library will send from `next_index` on. What was received but not durable may be gone (the
+        follower restarted).
+        """
+        self.fence = self.sequence + 1
+        self.next_index = next_index
+        self.rewind_to = 0
+        self.received = self.match
+        self.forget_in_flight()
+
+    def forget_in_flight(self) -> None:
+        """Nothing is on the way."""
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+
+    def in_sync(self, now: float) -> bool:
+        """Member of the ISR."""
+        return now - self.caught_up_at <= limits.IN_SYNC_TIMEOUT

@@ -1,0 +1,245 @@
+"""What must hold after every step (numbers as in the design's list I1 to I11). A breach raises `Violation`.
+
+Each entry's checksum covers all entries before it, so equal checksums at an index mean equal logs up to there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+from fluxd.core.entry import FRAME_TAG, HEADER_BYTES, read_stamp, verify_frame
+from fluxd.core.errors import CorruptDataError
+from fluxd.core.types import NodeId, RaftIndex
+from fluxd.raft.group import Group, Role
+from fluxd.storage.errors import VotesCorrupt, VotesMissing
+from fluxd.storage.votes import VoteFile
+from fluxlog.v1 import peer_pb2
+from tests.simulation.disk import SimDisk
+from tests.simulation.node import GROUP, VOTES, SimNode
+
+DIRECTORY = f"partitions/{GROUP.directory_name}"
+
+
+class Violation(AssertionError):
+    """A promise of the system was broken."""
+
+
+class _Seen:
+    """What was last seen of one process."""
+
+    def __init__(self) -> None:
+        self.incarnation = 0
+        self.term = 0
+        self.commit = 0
+        self.high_watermark = 0
+        self.last = 0
+        self.last_checksum = 0
+        self.leads_term = 0
+
+
+class Invariants:
+    """Watches all nodes of one group."""
+
+    def __init__(self, nodes: dict[NodeId, SimNode], counts: Counter[str]) -> None:
+        self._nodes, self.counts = nodes, counts
+        self._majority = len(nodes) // 2 + 1
+        self._seen = {node: _Seen() for node in nodes}
+        self._leaders: dict[int, NodeId] = {}
+        self._pairs: dict[tuple[int, int], int] = {}
+        self.ledger: dict[int, tuple[int, int, int]] = {}
+        """index -> (term, checksum, term of the first committer)"""
+        self.committed = 0
+        self._durable_cache: dict[NodeId, tuple[object, dict[int, int]]] = {}
+        self._votes_cache: dict[NodeId, tuple[bytes | None, tuple[int, NodeId | None]]] = {}
+        self._durable_votes: dict[tuple[NodeId, int], NodeId | None] = {}
+
+    # ------------------------------------------------------------------ after a step of one node
+    def after_step(self, node: SimNode) -> None:
+        """Check everything that this node's step can have changed."""
+        self.counts["checks"] += 1
+        group, replica = node.group, node.replica
+        if replica is not None and replica.role is Role.FAILED:
+            raise Violation(f"node {node.node_id} stopped itself: {replica.why}")
+        if group is None:
+            return
+        seen = self._seen[node.node_id]
+        self._terms(node, group, seen)
+        self._log(node, group, seen)
+        if group.role is Role.LEADER:
+            self._leader(node, group, seen)
+        else:
+            seen.leads_term = 0
+        self._commit(node, group, seen)
+
+    def _terms(self, node: SimNode, group: Group, seen: _Seen) -> None:
+        if seen.incarnation != node.incarnation:
+            seen.incarnation = node.incarnation
+            if group.commit_index > max(self.durable(node), default=0):
+                raise Violation(f"I6: node {node.node_id} restarts with commit {group.commit_index} beyond its disk")
+            seen.term = seen.commit = seen.high_watermark = seen.leads_term = seen.last = 0
+        if group.term < seen.term:
+            raise Violation(f"I7: term of node {node.node_id} fell from {seen.term} to {group.term}")
+        seen.term = group.term
+
+    def _log(self, node: SimNode, group: Group, seen: _Seen) -> None:
+        log = group.log
+        if (log.last_index, log.last_checksum) == (seen.last, seen.last_checksum):
+            return
+        first = min(seen.last, log.last_index) if seen.last else max(1, log.last_index - 50)
+        if seen.last and (
+            log.last_index < seen.last or log.stamp_at(RaftIndex(seen.last)).checksum != seen.last_checksum
+        ):
+            self.counts["truncations"] += 1
+        for index in range(max(1, first), log.last_index + 1):
+            stamp = log.stamp_at(RaftIndex(index))
+            known = self._pairs.setdefault((index, stamp.leader_epoch), stamp.checksum)
+            if known != stamp.checksum:
+                raise Violation(f"I2: two logs differ at {index}@{stamp.leader_epoch} (node {node.node_id})")
+        seen.last, seen.last_checksum = log.last_index, log.last_checksum
+
+    def _leader(self, node: SimNode, group: Group, seen: _Seen) -> None:
+        term = group.term
+        known = self._leaders.setdefault(term, node.node_id)
+        if known != node.node_id:
+            raise Violation(f"I1: nodes {known} and {node.node_id} both lead term {term}")
+        if seen.leads_term == term:
+            return
+        seen.leads_term = term
+        self.counts["leaderships"] += 1
+        older = [index for index, (_, _, by) in self.ledger.items() if by < term]
+        if older:
+            index = max(older)
+            checksum = group.log.stamp_at(RaftIndex(index)).checksum if index <= group.log.last_index else None
+            if checksum != self.ledger[index][1]:
+                raise Violation(f"I3: leader {node.node_id} of term {term} lacks the committed entry {index}")
+
+    def _commit(self, node: SimNode, group: Group, seen: _Seen) -> None:
+        commit, log = group.commit_index, group.log
+        if commit < seen.commit or group.high_watermark < seen.high_watermark:
+            raise Violation(f"I6: commit of node {node.node_id} fell from {seen.commit} to {commit}")
+        if commit > log.last_index:
+            raise Violation(f"I6: commit {commit} of node {node.node_id} is beyond its log {log.last_index}")
+        if seen.leads_term and seen.commit and commit > seen.commit and commit > max(self.durable(node), default=0):
+            raise Violation(f"I9: leader {node.node_id} commits {commit} beyond its own disk")
+        for index in range(max(seen.commit, 1), commit + 1):
+            stamp = log.stamp_at(RaftIndex(index))
+            entry = self.ledger.get(index)
+            if entry is None:
+                copies = self._durable_copies(index, stamp.checksum)
+                wiped = sum(other.wiped for other in self._nodes.values())  # may have acknowledged before
+                if copies < self._majority - wiped:
+                    raise Violation(
+                        f"I5: {index}@{stamp.leader_epoch} committed by node {node.node_id} with {copies} copies"
+                    )
+                self.ledger[index] = (stamp.leader_epoch, stamp.checksum, group.term)
+                self.committed = max(self.committed, index)
+            elif entry[:2] != (stamp.leader_epoch, stamp.checksum):
+                raise Violation(f"I4: node {node.node_id} commits another entry at {index}")
+        seen.commit, seen.high_watermark = commit, group.high_watermark
+
+    # ------------------------------------------------------------------ what is on disk
+    def durable(self, node: SimNode) -> dict[int, int]:
+        """index -> checksum of what a power cut cannot take from a node's log."""
+        disk = node.disk
+        version = (disk.operations.get("sync"), disk.operations.get("sync_directory"), disk.life, node.directory_id)
+        cached = self._durable_cache.get(node.node_id)
+        if cached is not None and cached[0] == version:
+            return cached[1]
+        entries: dict[int, int] = {}
+        for name in disk.list(DIRECTORY):
+            if name.endswith(".seg"):
+                self._walk(disk.durable_bytes(f"{DIRECTORY}/{name}") or b"", entries)
+        self._durable_cache[node.node_id] = (version, entries)
+        return entries
+
+    @staticmethod
+    def _walk(data: bytes, entries: dict[int, int]) -> None:
+        position = 0
+        while len(data) - position >= HEADER_BYTES:
+            try:
+                stamp = read_stamp(data, position)
+            except CorruptDataError:
+                return
+            if position + stamp.frame_bytes > len(data):
+                return
+            entries[stamp.raft_index] = stamp.checksum
+            position += stamp.frame_bytes
+
+    def _durable_copies(self, index: int, checksum: int) -> int:
+        return sum(1 for node in self._nodes.values() if self.durable(node).get(index) == checksum)
+
+    def check_committed_is_durable(self, indexes: list[int], *, needed: int) -> None:
+        """I5, later: what was acknowledged is still on `needed` disks."""
+        for index in indexes:
+            copies = self._durable_copies(index, self.ledger[index][1])
+            if copies < needed:
+                raise Violation(f"I5: acknowledged entry {index} has {copies} durable copies left, {needed} needed")
+
+    # ------------------------------------------------------------------ what is said
+    def on_send(self, source: NodeId, target: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """I7, I10, I11: nothing is on the wire before it is durable, and nothing else than frames."""
+        node = self._nodes[source]
+        body = message.WhichOneof("body")
+        if message.term > 0:
+            term, voted_for = self._vote_on_disk(node)
+            if max(term, self._last_term_on_disk(node)) < message.term:
+                raise Violation(f"I7: node {source} sends {body} of term {message.term}, its disk knows {term}")
+            if body == "vote_reply" and (term, voted_for) != (message.term, target):
+                raise Violation(
+                    f"I7: node {source} sends a vote for {target}@{message.term}, its disk has {voted_for}@{term}"
+                )
+        if body == "append_entries":
+            for frame in message.append_entries.frames:
+                if frame[0] != FRAME_TAG:
+                    raise Violation("I11: an entry whose first byte is not a frame's")
+                verify_frame(frame)
+        elif body == "append_reply" and message.append_reply.success:
+            self._check_acknowledgement(node, target, message)
+
+    def _last_term_on_disk(self, node: SimNode) -> int:
+        """An entry of a term on disk keeps the term as well as a vote record does."""
+        entries = self.durable(node)
+        last = max(entries, default=0)
+        group = node.group
+        if group is None or last == 0 or last > group.log.last_index:
+            return 0
+        stamp = group.log.stamp_at(RaftIndex(last))
+        return stamp.leader_epoch if stamp.checksum == entries[last] else 0
+
+    def _vote_on_disk(self, node: SimNode) -> tuple[int, NodeId | None]:
+        data = node.disk.durable_bytes(VOTES)
+        cached = self._votes_cache.get(node.node_id)
+        if cached is not None and cached[0] == data:
+            return cached[1]
+        result = self._parse_votes(data)
+        self._votes_cache[node.node_id] = (data, result)
+        term, voted_for = result
+        if voted_for is not None and self._durable_votes.setdefault((node.node_id, term), voted_for) != voted_for:
+            raise Violation(f"I7: node {node.node_id} voted twice in term {term}")
+        return result
+
+    @staticmethod
+    def _parse_votes(data: bytes | None) -> tuple[int, NodeId | None]:
+        disk = SimDisk(Random(0))
+        disk.set_bytes(VOTES, data or b"")
+        try:
+            vote = VoteFile.open(disk, VOTES).get(GROUP, 0)
+        except (VotesMissing, VotesCorrupt):
+            return 0, None
+        return (vote.term, vote.voted_for) if vote else (0, None)
+
+    def _check_acknowledgement(self, node: SimNode, target: NodeId, message: peer_pb2.GroupMessage) -> None:
+        durable = message.append_reply.durable_index
+        entries = self.durable(node)
+        if durable and durable not in entries:
+            raise Violation(f"I7: node {node.node_id} acknowledges {durable}, which is not on its disk")
+        leader = self._nodes[target].group
+        if leader is not None and leader.role is Role.LEADER and leader.term == message.term and durable:
+            received = message.append_reply.received_index
+            own = node.group
+            assert own is not None
+            for index in (durable, received):
+                theirs = leader.log.stamp_at(RaftIndex(index)).checksum
+                if own.log.stamp_at(RaftIndex(index)).checksum != theirs:
+                    raise Violation(f"I10: node {node.node_id} acknowledges {index}, which differs from the leader's")
