@@ -1,0 +1,187 @@
+"""Starting: who founds, who joins, who is refused, and what an operator reads then."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fluxlog.v1 import admin_pb2, log_pb2
+from tests.integration.cluster import (
+    Cluster,
+    NodeProcess,
+    Writer,
+    code_of,
+    error_info,
+    fetch_values,
+    free_ports,
+    produce_request,
+    wait_until,
+)
+
+
+def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `fluxd serve` that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "fluxd", "serve", *arguments],
+        env={"PATH": "/usr/bin", **environment}, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def test_bad_settings_are_one_line_and_exit_2() -> None:
+    """What is wrong with the settings is said in one line."""
+    result = serve("--listen", "127.0.0.1:1")
+    assert (result.returncode, result.stderr) == (2, "fluxd: node_id is not set: use --node-id or FLUXD_NODE_ID\n")
+    result = serve("--node-id", "1", FLUXD_LOG_LEVLE="info")
+    assert result.returncode == 2
+    assert "unknown variable FLUXD_LOG_LEVLE" in result.stderr
+
+
+def test_directory_and_port_belong_to_one_process(tmp_path: Path) -> None:
+    """A second process on a data directory, another node id on it, a port that is taken: refused with the reason."""
+    with Cluster(tmp_path, 1) as cluster:
+        node = cluster.node(1)
+        assert node.process is not None
+        second = serve("--node-id", "1", "--listen", "127.0.0.1:1", "--data-dir", str(node.data_dir))
+        assert second.returncode == 1
+        assert f"is in use by another process (process id {node.process.pid})" in second.stderr
+        taken = serve("--node-id", "1", "--listen", node.address, "--data-dir", str(tmp_path / "other"))
+        assert taken.returncode == 1
+        assert f"cannot listen on {node.address}" in taken.stderr
+        assert node.stop() == 0
+        wrong = serve("--node-id", "2", "--data-dir", str(node.data_dir))
+        assert wrong.returncode == 1
+        assert "belongs to node 1, not 2" in wrong.stderr
+
+
+def test_no_cluster_without_all_seeds(tmp_path: Path) -> None:
+    """Two of three seeds found nothing, answer NOT_READY and stop when asked; with the third they are a cluster."""
+    cluster = Cluster(tmp_path)
+    first, second, third = cluster.nodes
+    try:
+        first.start()
+        second.start()
+        wait_until(lambda: "no answer from nodes 3" in first.log_text, "node 1 waits for node 3")
+        with pytest.raises(grpc.RpcError) as caught:
+            first.log_stub.Fetch(log_pb2.FetchRequest(topic="x"), timeout=5)
+        assert error_info(caught.value).reason == "NOT_READY"
+        assert second.stop() == 0
+        second.start()
+        third.start()
+        cluster.wait_ready()
+        ids = {n.admin.DescribeCluster(admin_pb2.DescribeClusterRequest(), timeout=5).cluster_id for n in cluster.nodes}
+        assert len(ids) == 1
+        assert len(ids.pop()) == 32
+    finally:
+        cluster.__exit__()
+
+
+def test_different_seed_lists_found_nothing(tmp_path: Path) -> None:
+    """The one whose list differs from all others gives up and names both lists."""
+    cluster = Cluster(tmp_path)
+    odd = cluster.node(3)
+    odd.seeds = cluster.seeds.replace("1@127.0.0.1", "1@localhost")
+    try:
+        for node in cluster.nodes:
+            node.start()
+        assert odd.wait_exit() == 1
+        assert f"has the seed list {cluster.seeds}" in odd.log_text
+        assert odd.seeds in odd.log_text
+        assert "cluster_founded" not in "".join(node.log_text for node in cluster.nodes)
+        odd.seeds = cluster.seeds
+        odd.start()
+        cluster.wait_ready()
+    finally:
+        cluster.__exit__()
+
+
+def test_strangers_do_not_get_in(tmp_path: Path) -> None:
+    """A wrong secret, a number that is taken, and a node of another cluster: each gives up with the reason."""
+    with Cluster(tmp_path) as cluster:
+        cluster.node(3).stop()
+        stranger = cluster.node(3)
+        stranger.environment = {"FLUXD_CLUSTER_SECRET": "another secret altogether"}
+        stranger.start()
+        assert stranger.wait_exit() == 1
+        assert "was made with another cluster secret" in stranger.log_text
+        stranger.environment = {"FLUXD_CLUSTER_SECRET": "integration-test-secret"}
+
+        (port,) = free_ports(1)
+        double = NodeProcess(tmp_path / "double", 2, port, cluster.seeds)
+        double.root.mkdir()
+        double.extra = ["--advertise", f"127.0.0.1:{port}"]
+        double.start()
+        assert double.wait_exit() == 1
+        assert "node id 2 belongs to a live node" in double.log_text
+
+        with Cluster(tmp_path / "double", 1) as foreign:
+            foreign.node(1).stop()
+        lost = NodeProcess(tmp_path / "double", 1, port, cluster.seeds)
+        lost.start()
+        assert lost.wait_exit() == 1
+        assert "was founded by nodes 1; the seeds of node 1 are" in lost.log_text
+
+        stranger.start()
+        cluster.wait_ready()
+
+
+def test_wiped_disk_stays_out(tmp_path: Path) -> None:
+    """A node whose disk was lost meets its cluster again and serves, but its replicas neither vote nor acknowledge."""
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders")
+        cluster.create_topic("probe")
+        writer = Writer(cluster, "orders")
+        writer.write(10)
+        wiped = cluster.node(2)
+        wiped.kill()
+        wiped.data_dir.rename(tmp_path / "gone")
+        wiped.start()
+        wait_until(lambda: "replica_unadmitted" in wiped.log_text, "the replica says that it stays out")
+        assert wait_until(lambda: fetch_values(wiped, "orders"), "node 2 passes reads on")[:1] == [b"0"]
+        writer.write(5)
+        other = next(node for node in cluster.others(2) if node.node_id != cluster.leader_of("probe"))
+        other.kill()
+        for node in (node for node in cluster.nodes if node.running):
+            with pytest.raises(grpc.RpcError):  # REJECTED or UNKNOWN, never acknowledged: one disk is no majority
+                node.log_stub.Produce(produce_request("probe", b"x", timeout_ms=500), timeout=5)
+        other.start()
+        writer.write(5)
+        writer.check(other)
+
+
+def test_remote_stop_and_kill(tmp_path: Path) -> None:
+    """With leave for it, a node is stopped and killed over the network; a wrong node id is refused."""
+    cluster = Cluster(tmp_path, 2)
+    for node in cluster.nodes:
+        node.extra = ["--allow-remote-stop"]
+    with cluster:
+        first, second = cluster.nodes
+        with pytest.raises(grpc.RpcError) as caught:
+            first.admin.KillNode(admin_pb2.KillNodeRequest(node_id=2), timeout=5)
+        assert code_of(caught.value) is grpc.StatusCode.INVALID_ARGUMENT
+        second.admin.KillNode(admin_pb2.KillNodeRequest(node_id=2), timeout=5)
+        assert second.wait_exit() == -signal.SIGKILL
+        first.admin.StopNode(admin_pb2.StopNodeRequest(node_id=1), timeout=5)
+        assert first.wait_exit() == 0
+
+
+def test_foreign_partition_is_quarantined(tmp_path: Path) -> None:
+    """Files of a partition that the metadata does not know are set aside, never removed; a deleted topic's files go."""
+    with Cluster(tmp_path) as cluster:
+        topic_id = cluster.create_topic("short")
+        node = cluster.node(3)
+        node.stop()
+        unknown = node.data_dir / "partitions" / f"{'ab' * 16}-0"
+        unknown.mkdir()
+        (unknown / "keep").write_text("me")
+        cluster.node(1).admin.DeleteTopic(admin_pb2.DeleteTopicRequest(name="short"), timeout=10)
+        node.start()
+        aside = node.data_dir / "quarantine" / f"{unknown.name}.1" / "keep"
+        wait_until(aside.exists, "the unknown partition is set aside")
+        assert aside.read_text() == "me"
+        deleted = node.data_dir / "partitions" / f"{topic_id.hex()}-0"
+        wait_until(lambda: not deleted.exists(), "the deleted partition is removed")
