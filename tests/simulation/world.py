@@ -21,6 +21,7 @@ from tests.simulation.node import SimNode
 
 FAULT_SECONDS = 12.0
 HEAL_SECONDS = 60.0
+SETTLE_SECONDS = 3.0
 QUIET_SECONDS = 5.0
 
 
@@ -322,6 +323,8 @@ class World:
             raise Violation(f"clients still wait for answers: {self.describe()}")
         if not self.run_until(self._logs_equal, within=HEAL_SECONDS):
             raise Violation(f"logs did not become equal: {self.describe()}")
+        settled = self.simulator.now + SETTLE_SECONDS  # a handover may still be under way
+        self.run_until(lambda: self.simulator.now >= settled)
         terms = [group.term for group in self._groups()]
         end = self.simulator.now + QUIET_SECONDS
         self.run_until(lambda: self.simulator.now >= end)
