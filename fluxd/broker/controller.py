@@ -24,7 +24,6 @@ from fluxd.core.batch import batch_from_records
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.metadata import (
     FIRST_GENERATION,
-    Commands,
     Image,
     Node,
     Partition,
@@ -32,6 +31,7 @@ from fluxd.core.metadata import (
     Result,
     Topic,
 )
+from fluxd.core.metadata_commands import Commands
 from fluxd.core.names import check_configs, check_topic_name
 from fluxd.core.placement import NodeLoad, assign
 from fluxd.core.runtime import Reactor

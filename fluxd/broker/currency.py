@@ -92,13 +92,25 @@ class MetadataCurrency:
                 await asyncio.sleep(_RETRY_AFTER)
 
     async def fetch_metadata(self) -> None:
-        """Keep the follower up to date from the leader, until cancelled."""
+        """Once this node's own replica takes no part: keep the follower up to date from the leader, until cancelled."""
+        await self._own_replica_out()
+        self._follower.leave_replica()
         while True:
             try:
                 await self._fetch_once()
             except FluxError as error:
                 log.debug("metadata_fetch_failed", reason=error.reason.name, message=error.message)
                 await asyncio.sleep(_RETRY_AFTER)
+
+    async def _own_replica_out(self) -> None:
+        """Return when there is no replica here, or it has stopped itself: it stays out until this process ends."""
+        group = self._group
+        if group is None:
+            return
+        out = asyncio.Event()
+        group.on_role.append(lambda: out.set() if group.role is Role.FAILED else None)
+        if group.role is not Role.FAILED:
+            await out.wait()
 
     async def _latest(self) -> Offset:
         group = self._group

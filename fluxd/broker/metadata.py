@@ -84,6 +84,11 @@ class MetadataFollower:
         group.on_commit.append(self._wake)
         self._wake()
 
+    def leave_replica(self) -> None:
+        """This node's own replica has stopped itself: from now on records are fed."""
+        self._group = None
+        self._busy = False
+
     def feed(self, records: Sequence[record_pb2.Record]) -> None:
         """Apply committed records that were fetched from another node, beginning at `applied_offset`.
 
@@ -125,6 +130,7 @@ class MetadataFollower:
     def _step(self) -> None:
         group = self._group
         if self._stopped or group is None:
+            self._busy = False
             return
         if self.applied_offset >= group.high_watermark:
             self._busy = False
@@ -156,6 +162,8 @@ class MetadataFollower:
         self._reactor.run_blocking([lambda: out.append(plan())], done)
 
     def _take(self, frames: bytes) -> None:
+        if self._group is None:
+            return  # the replica was left while it was being read
         before = self.applied_offset
         try:
             self._apply(records_from_frames(frames, before))

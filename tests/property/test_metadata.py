@@ -7,7 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxd.core.metadata import Commands, Image, Node, UnknownCommand, apply, decode_command
+from fluxd.core.metadata import Image, Node, UnknownCommand, apply, decode_command
+from fluxd.core.metadata_commands import Commands
 from fluxd.core.types import NodeId
 from fluxlog.v1 import metadata_pb2
 from tests.unit.test_metadata import directory, founded, partitions

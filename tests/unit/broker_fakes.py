@@ -10,7 +10,8 @@ from typing import TypeVar
 from fluxd.broker.cluster import ClusterView, LocalNode
 from fluxd.broker.cluster import Replica as GroupView
 from fluxd.core.errors import FluxError
-from fluxd.core.metadata import FIRST_GENERATION, Commands, Image, Partition, Replica, apply, founding_image
+from fluxd.core.metadata import FIRST_GENERATION, Image, Partition, Replica, apply, founding_image
+from fluxd.core.metadata_commands import Commands
 from fluxd.core.types import GroupId, NodeId, Offset, Term
 from fluxd.raft.group import Role
 from fluxlog.v1 import peer_pb2

@@ -12,7 +12,7 @@ from fluxd.broker.administration import Administration, wait_for_leaders
 from fluxd.broker.cluster import LeaderHint
 from fluxd.broker.controller import Controller, MetadataGroup, TopicResult
 from fluxd.broker.currency import MetadataCurrency
-from fluxd.broker.metadata import MetadataFollower
+from fluxd.broker.metadata import CommittedLog, MetadataFollower
 from fluxd.broker.routes import Route
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.status import error_message
@@ -383,3 +383,34 @@ def test_metadata_is_fetched_where_no_replica_takes_part() -> None:
     asyncio.run(work())
     assert scene.follower.image.topic("orders") is not None
     assert offsets[0] == 0
+
+
+def test_a_replica_that_stops_itself_is_replaced_by_fetching() -> None:
+    """While this node's own replica of the metadata takes part nothing is fetched; once it has failed, the rest is."""
+    scene = Scene()
+    command = scene.cluster.metadata.commands.create_topic("orders", [partition(1, 2, 3)], {})
+    group = FakeGroup(METADATA_GROUP)
+    scene.follower.follow(cast(CommittedLog, group))
+    currency = MetadataCurrency(scene.cluster.view, scene.follower, cast(MetadataGroup, group), scene.calls)
+
+    def fetch(request: bytes) -> bytes:
+        response = log_pb2.FetchResponse()
+        if log_pb2.FetchRequest.FromString(request).offset == 0:
+            response.records.add(offset=0, value=command.SerializeToString())
+        return response.SerializeToString()
+
+    scene.calls.answers["Fetch"] = fetch
+
+    async def work() -> None:
+        task = asyncio.ensure_future(currency.fetch_metadata())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert scene.calls.calls == []
+        group.become(Role.FAILED, 3, None)
+        async with asyncio.timeout(10):
+            await scene.follower.wait_applied(Offset(1))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
+    assert scene.follower.image.topic("orders") is not None

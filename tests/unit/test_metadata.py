@@ -12,7 +12,6 @@ from fluxd.core.errors import Reason
 from fluxd.core.metadata import (
     COMMAND_VERSION,
     FIRST_GENERATION,
-    Commands,
     Image,
     Node,
     Partition,
@@ -22,6 +21,7 @@ from fluxd.core.metadata import (
     decode_command,
     founding_image,
 )
+from fluxd.core.metadata_commands import Commands
 from fluxd.core.types import METADATA_TOPIC, METADATA_TOPIC_ID, GroupId, NodeId
 from fluxlog.v1 import metadata_pb2, peer_pb2
 
