@@ -43,6 +43,7 @@ from fluxd.peer.links import Links
 from fluxd.peer.reception import Reception
 from fluxd.raft.group import Group, GroupSpec
 from fluxd.raft.host import Host
+from fluxd.raft.library import LibraryError, check_library
 from fluxd.reactor import AsyncReactor
 from fluxd.rpc.admin import WRITES, AdminServicer
 from fluxd.rpc.admin_node import NodeControl
@@ -114,6 +115,10 @@ class Node:
 
     def _make_host(self) -> Host:
         votes, why = None, ""
+        try:
+            check_library()
+        except LibraryError as error:
+            raise StartError(str(error)) from error
         try:
             votes = VoteFile.open(self._directory.fs, VOTES_NAME)
         except (VotesMissing, VotesCorrupt) as error:

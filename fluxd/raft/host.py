@@ -64,6 +64,7 @@ class Host:
         log_event: LogEvent,
         votes_why: str = "",
     ) -> None:
+        library.check_library()
         self.node_id, self.directory_id = node_id, directory_id
         self.groups: dict[GroupId, Replica] = {}
         self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why

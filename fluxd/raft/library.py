@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import pysyncobj
@@ -41,8 +42,9 @@ class LibraryError(Exception):
     """The installed pysyncobj is not the audited one: fluxd must not start."""
 
 
+@cache
 def check_library() -> None:
-    """Refuse any pysyncobj but the audited one.
+    """Refuse any pysyncobj but the audited one. Read once per process.
 
     Raises:
         LibraryError: syncobj.py has another hash.

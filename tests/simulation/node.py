@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from fluxd.storage.votes import VoteFile
-
 from fluxd.core import limits
 from fluxd.core.types import GroupId, NodeId
 from fluxd.raft.group import Group, GroupSpec
 from fluxd.raft.host import Host
 from fluxd.raft.offline import OfflineGroup
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
+from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 from tests.simulation.clock import DiskSpeed, SimReactor, Simulator
 from tests.simulation.disk import SimDisk
