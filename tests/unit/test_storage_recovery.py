@@ -289,3 +289,19 @@ def test_a_sync_that_ran_but_was_not_finished_is_no_promise(disk: SimDisk) -> No
     expected = frames_of(log)
     disk.power_cut(Keep.NOTHING)
     assert frames_of(open_log(disk, SMALL)) == expected
+
+
+@pytest.mark.parametrize("synced_before_roll", [False, True])
+def test_a_finished_segment_is_below_the_mark_once_a_later_one_is_synced(
+    disk: SimDisk, synced_before_roll: bool
+) -> None:
+    """Its lost end is corruption then, even if power took the last, unsynced mark: synced entries stand behind it."""
+    log = create_log(disk, SMALL)
+    while sum(name.endswith(".seg") for name in disk.list(DIRECTORY)) < 2:
+        if synced_before_roll:
+            sync(log)
+        append(log, bytes(200))
+    sync(log)
+    disk.power_cut(Keep.NOTHING)
+    disk.set_bytes(FIRST, disk.current_bytes(FIRST)[:-1])
+    refused(disk, f"{segment_name(1)}: .* bytes, but it was synced up to")
