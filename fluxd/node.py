@@ -25,8 +25,9 @@ from fluxd.broker.controller import Controller
 from fluxd.broker.currency import MetadataCurrency
 from fluxd.broker.fetch import Fetching
 from fluxd.broker.forward import FORWARDED_KEY, Forwarder
-from fluxd.broker.founding import Joining, StartError, check_refusals
+from fluxd.broker.founding import Joining, StartError
 from fluxd.broker.metadata import Change, MetadataFollower
+from fluxd.broker.neighbours import Neighbours
 from fluxd.broker.offsets import ListingOffsets
 from fluxd.broker.partitions import Partitions
 from fluxd.broker.produce import Producing
@@ -36,7 +37,7 @@ from fluxd.config import Settings
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import founding_image
-from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
+from fluxd.core.types import METADATA_GROUP, NodeId
 from fluxd.observability import get_logger
 from fluxd.peer.identity import Identity
 from fluxd.peer.links import Links
@@ -55,7 +56,7 @@ from fluxd.storage.directory import VOTES_NAME, DataDirectory, open_directory
 from fluxd.storage.errors import DirectoryError, VotesCorrupt, VotesMissing
 from fluxd.storage.real import RealFileSystem
 from fluxd.storage.votes import VoteFile
-from fluxlog.v1 import admin_pb2, peer_pb2
+from fluxlog.v1 import admin_pb2
 
 _GRACE = 0.2
 """For answers that are on their way when the server stops."""
@@ -79,11 +80,8 @@ class Node:
         self._ended = asyncio.Event()
         self._failure: StartError | None = None
         self._stopping = False
-        self._refusals: dict[NodeId, FluxError] = {}
-        self._ever_connected = False
         self._broker: Broker | None = None
         self._administration: Administration | None = None
-        self._status_changed = asyncio.Event()
         self._directory = self._open_directory()
         self._me = Identity(
             NodeId(settings.node_id),
@@ -94,10 +92,11 @@ class Node:
             version("fluxd"),
             settings.allow_remote_stop,
         )
-        self._links = Links(self._me, self._secret, self._addresses, self)
+        self._links = Links(self._me, self._secret, self._addresses)
         self._host = self._make_host()
         self._view = ClusterView(reactor, self._local_node(), self._host.groups)
         self._forwarder = Forwarder(self._me, self._secret, self._links, list(self._addresses))
+        self._neighbours = Neighbours(self._links, self._host, self._view, self._forwarder, on_fatal=self.fail)
         self._reception = Reception(self._me, self._secret, self._links.directory_of)
         self._admission = Admission()
         self._server = self._make_server()
@@ -142,7 +141,7 @@ class Node:
         return Server(
             self._settings.listen,
             [
-                PeerService(self._reception, self).handlers(),
+                PeerService(self._reception, self._neighbours).handlers(),
                 LogService(self._the_broker, self._is_forwarded).handlers(),
                 typed_service(admin_pb2.DESCRIPTOR.services_by_name["Admin"], [admin, control], writes=WRITES),
             ],
@@ -220,13 +219,11 @@ class Node:
         controller = Controller(self._reactor, self._view, follower, group) if group is not None else None
         self._build_data_path(currency, controller)
         balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
-        self._view.watch_leaders(self._leader_changed)
 
         async with asyncio.TaskGroup() as tasks:
             running = [
-                tasks.create_task(self._links.run()),
+                tasks.create_task(self._neighbours.run()),
                 tasks.create_task(self._forwarder.run()),
-                tasks.create_task(self._tell_status()),
                 tasks.create_task(self._confirm(currency, partitions)),
             ]
             if group is not None:
@@ -249,6 +246,7 @@ class Node:
             Producing(self._reactor, routes, self._forwarder, self._admission),
             Fetching(self._reactor, routes, self._forwarder, WaitingRoom()),
             ListingOffsets(self._reactor, routes, self._forwarder),
+            Admission(limits.FETCH_BUFFER_BYTES_MAX, limits.FETCH_BUFFER_BYTES_MAX // 2),
         )
         self._administration = Administration(self._view, routes, currency, controller, self._forwarder)
 
@@ -304,66 +302,8 @@ class Node:
         self._reception.admit_member(metadata, context.peer())
         return True
 
-    # ---- what links tell (peer.link.LinkEvents, rpc.peer.Inbox)
-
-    def link_up(self, peer: NodeId, hello: peer_pb2.HelloResponse) -> None:
-        """Both streams stand."""
-        self._ever_connected = True
-        self._refusals.clear()
-        self._view.peer_seen(peer)
-        self._host.peer_up(peer)
-        self._status_changed.set()
-
-    def link_down(self, peer: NodeId, *, gone: bool) -> None:
-        """The streams broke, or (gone) nobody listens there."""
-        if gone:
-            log.info("peer_gone", peer=peer)
-            self._view.peer_lost(peer)
-        self._host.peer_down(peer, gone=gone)
-
-    def link_refused(self, peer: NodeId, error: FluxError) -> None:
-        """Another node does not want us. At start that may mean that this node is wrong."""
-        known = self._refusals.get(peer)
-        if known is None or known.message != error.message:
-            log.error("peer_refused_us", peer=peer, reason=error.reason.name, message=error.message)
-        self._refusals[peer] = error
-        if not self._ever_connected:
-            try:
-                check_refusals(self._refusals, len(self._addresses) - 1)
-            except StartError as fatal:
-                self.fail(fatal)
-
-    def called_by(self, peer: NodeId) -> None:
-        """A peer has opened a stream to us."""
-        self._links.heard_from(peer)
-
-    def receive_frame(self, peer: NodeId, frame: peer_pb2.PeerFrame) -> None:
-        """Messages and status of a peer."""
-        self._view.peer_seen(peer)
-        if frame.messages:
-            self._host.receive(peer, frame.messages)
-        if frame.HasField("status") and frame.status.node_id == peer:
-            self._view.observe_status(frame.status)
-
-    # ---- what this node tells
-
     def _take_image(self, change: Change) -> None:
         self._view.image = change.new
-
-    def _leader_changed(self, group_id: GroupId) -> None:
-        if group_id in self._host.groups:
-            self._status_changed.set()
-
-    async def _tell_status(self) -> None:
-        """This node's status to all others: twice a second, and when a leader has changed."""
-        while True:
-            try:
-                async with asyncio.timeout(limits.STATUS_INTERVAL):
-                    await self._status_changed.wait()
-            except TimeoutError:
-                pass
-            self._status_changed.clear()
-            self._links.broadcast_status(self._view.local_status())
 
 
 _WARNINGS = frozenset({"replica_failed", "replica_unadmitted", "loop_stalled", "snapshot_failed", "leader_disk_hung"})

@@ -27,6 +27,9 @@ from fluxd.peer.identity import Identity
 from fluxd.peer.proof import prove
 from fluxlog.v1 import log_pb2
 
+_CHANNEL_GRACE = limits.FETCH_WAIT_MS_MAX / 1000 + 10
+"""By then every call of a discarded channel has ended by itself."""
+
 FORWARDED_KEY = "fluxd-forwarded"
 PRODUCE_STREAM = "/fluxlog.v1.Log/ProduceStream"
 
@@ -49,17 +52,34 @@ class Forwarder:
     def __init__(self, me: Identity, secret: bytes, peers: Peers, nodes: list[NodeId]) -> None:
         self._me, self._secret, self._peers = me, secret, peers
         self._channels: dict[NodeId, aio.Channel] = {}
+        self._discarded: asyncio.Queue[aio.Channel] = asyncio.Queue()
         self._pipes = {node: ProducePipe(node, self._open_pipe) for node in nodes if node != me.node_id}
 
     async def run(self) -> None:
         """Serve the produce pipes until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._close_discarded(tasks))
                 for pipe in self._pipes.values():
                     tasks.create_task(pipe.run())
         finally:
             for channel in self._channels.values():
                 await channel.close()
+
+    def link_up(self, node: NodeId) -> None:
+        """Connect now: a first request should not wait for it, nor be UNKNOWN because it failed."""
+        self._pipes[node].connect()
+
+    def link_down(self, node: NodeId) -> None:
+        """Begin anew with the next link: a channel that has failed would wait before it tries again."""
+        channel = self._channels.pop(node, None)
+        if channel is not None:
+            self._discarded.put_nowait(channel)
+
+    async def _close_discarded(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            channel = await self._discarded.get()
+            tasks.create_task(channel.close(_CHANNEL_GRACE))
 
     async def unary(self, node: NodeId, method: str, request: bytes, *, timeout_s: float, writes: bool) -> bytes:
         """Pass on one call.
@@ -148,6 +168,11 @@ class ProducePipe:
         self._last_id = 0
         self._bytes = 0
         self._filled = asyncio.Event()
+        self._wanted = asyncio.Event()
+
+    def connect(self) -> None:
+        """Open the stream, if it is not open."""
+        self._wanted.set()
 
     def put(self, request: bytes) -> asyncio.Future[ProduceAnswer]:
         """Queue an encoded ProduceRequest.
@@ -170,13 +195,15 @@ class ProducePipe:
         self._bytes += len(request)
         self._waiting.append((self._last_id, request))
         self._filled.set()
+        self._wanted.set()
         return future
 
     async def run(self) -> None:
         """Serve until cancelled."""
         try:
             while True:
-                await self._filled.wait()
+                await self._wanted.wait()
+                self._wanted.clear()
                 await self._serve()
         finally:
             self._break("this node is shutting down")
@@ -186,7 +213,7 @@ class ProducePipe:
         tasks = [asyncio.ensure_future(self._write(call)), asyncio.ensure_future(self._read(call))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            errors = [task.exception() for task in done]
+            errors = [None if task.cancelled() else task.exception() for task in done]
         finally:
             call.cancel()
             for task in tasks:

@@ -21,10 +21,21 @@ from fluxd.core import limits
 from fluxd.core.batch import BatchInfo, batch_from_records, check_batch
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.runtime import Reactor
-from fluxd.core.types import TOPIC_ID_BYTES, Offset
+from fluxd.core.types import TOPIC_ID_BYTES, GroupId, NodeId, Offset
 from fluxd.raft.group import Group
 from fluxd.raft.proposal import Append, AppendResult, Committed
 from fluxlog.v1 import log_pb2, record_pb2
+
+_REPLACED_GRACE = 0.25
+"""The old leader's answers may still be on their way when the new one is known."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Hop:
+    """A request at another node."""
+
+    node: NodeId
+    future: asyncio.Future[ProduceAnswer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,9 @@ class Producing:
         self._routes = routes
         self._forwarder = forwarder
         self._admission = admission
+        self._hops: dict[GroupId, set[_Hop]] = {}
+        """Requests that were passed on and are not answered."""
+        routes.watch_leaders(self._leader_changed)
 
     async def produce(
         self, call: ProduceCall, turn: AbstractAsyncContextManager[object] | None = None
@@ -70,7 +84,7 @@ class Producing:
         """
         arrived = self._reactor.now()
         timeout_ms = _check_fields(call)
-        ticket = self._admission.admit(call.connection, len(call.raw))
+        ticket = self._admission.admit(call.connection, len(call.raw) + limits.REQUEST_OVERHEAD_BYTES)
         handed_on = False
         try:
             async with turn or nullcontext():
@@ -85,7 +99,7 @@ class Producing:
                 elif call.forwarded or leader.node_id == self._routes.node_id:
                     raise self._not_leader(route)
                 else:
-                    future = self._forwarder.produce(leader.node_id, call.raw)
+                    future = self._pass_on(route, leader.node_id, call)
             answer = await self._await(future, route, arrived + timeout_ms / 1000 - self._reactor.now(), timeout_ms)
         finally:
             if not handed_on:
@@ -119,6 +133,34 @@ class Producing:
             )
         )
         return future
+
+    def _pass_on(self, route: Route, node: NodeId, call: ProduceCall) -> asyncio.Future[ProduceAnswer]:
+        """Hand the request to another node. It is given up, UNKNOWN, when that one has been replaced as the leader."""
+        future = self._forwarder.produce(node, call.raw)
+        hop = _Hop(node, future)
+        hops = self._hops.setdefault(route.group_id, set())
+        hops.add(hop)
+
+        def forget(_: object) -> None:
+            hops.discard(hop)
+            if not hops and self._hops.get(route.group_id) is hops:
+                del self._hops[route.group_id]
+
+        future.add_done_callback(forget)
+        return future
+
+    def _leader_changed(self, group_id: GroupId) -> None:
+        hops = self._hops.get(group_id)
+        leader = self._routes.leader_of_group(group_id) if hops else None
+        if hops and leader is not None and any(hop.node != leader for hop in hops):
+            when = self._reactor.now() + _REPLACED_GRACE
+            self._reactor.call_at(when, lambda: self._give_up(group_id, leader))
+
+    def _give_up(self, group_id: GroupId, leader: NodeId) -> None:
+        for hop in tuple(self._hops.get(group_id, ())):
+            if hop.node != leader and not hop.future.done():
+                why = f"passed on to node {hop.node}, which did not answer until node {leader} had become the leader"
+                hop.future.set_result(FluxError(Reason.OUTCOME_UNKNOWN, why))
 
     def _response(self, result: AppendResult) -> ProduceAnswer:
         if not isinstance(result, Committed):

@@ -127,6 +127,15 @@ class Routes:
             return None
         return hint
 
+    def leader_of_group(self, group_id: GroupId) -> NodeId | None:
+        """The leader as this node knows it, reachable or not."""
+        hint = self._cluster.leader(group_id)
+        return None if hint is None else hint.node_id
+
+    def watch_leaders(self, callback: Callable[[GroupId], None]) -> None:
+        """Call whenever what is known of a partition's leader may have changed."""
+        self._cluster.watch_leaders(callback)
+
     def reachable_replicas(self, route: Route) -> list[NodeId]:
         """Other nodes with a replica, to whom a link stands."""
         return [node for node in route.replicas if self.is_connected(node)]
@@ -167,7 +176,7 @@ class Routes:
                 f"{route.name} has no leader at the moment: an election is under way",
                 metadata={"partition": route.name},
             )
-        names = ",".join(map(str, sorted(missing)))
+        names = ",".join(map(str, missing))
         needed = len(route.replicas) // 2 + 1
         return FluxError(
             Reason.NO_QUORUM,
@@ -181,12 +190,17 @@ class Routes:
         )
 
     def _missing(self, route: Route) -> tuple[NodeId, ...] | None:
-        """Nodes that are missing for a majority; None when there are enough."""
+        """Nodes that are missing for a majority; None when there are enough.
+
+        A node counts that is connected and was heard from lately; one that hangs is missing, too.
+        """
         own = self.replica(route)
-        if own is not None:
-            return own.quorum_missing()
-        missing = tuple(n for n in route.replicas if not (self.is_connected(n) and self._cluster.is_up(n)))
-        return missing if 2 * (len(route.replicas) - len(missing)) <= len(route.replicas) else None
+        missing = set((own.quorum_missing() if own is not None else None) or ())
+        missing.update(node for node in route.replicas if not self._is_well(node))
+        return tuple(sorted(missing)) if 2 * (len(route.replicas) - len(missing)) <= len(route.replicas) else None
+
+    def _is_well(self, node: NodeId) -> bool:
+        return node == self.node_id or (self.is_connected(node) and self._cluster.is_up(node))
 
     def named(self, error: FluxError, route: Route) -> FluxError:
         """An error of a group, in the words of the API: the partition's name instead of its id, and where the

@@ -58,6 +58,10 @@ NODE_QUEUE_BYTES_MAX: Final = 128 * MIB
 CONNECTION_QUEUE_BYTES_MAX: Final = 16 * MIB
 STREAM_IN_FLIGHT_MAX: Final = 1_024
 """Requests of one ProduceStream that wait for their answer."""
+REQUEST_OVERHEAD_BYTES: Final = 4 * KIB
+"""What a waiting request costs beside its bytes, rounded up: so many small ones are bounded, too."""
+FETCH_BUFFER_BYTES_MAX: Final = 256 * MIB
+"""Fetch responses of a node that clients have not taken yet."""
 OVERLOADED_RETRY_MS: Final = 100
 WAITING_READS_MAX: Final = 10_000
 PEER_BULK_BYTES_MAX: Final = 32 * MIB

@@ -46,7 +46,7 @@ class LinkEvents(Protocol):
 class Link:
     """One peer. `send` may be called at any time; `run` is a task for the node's life."""
 
-    def __init__(self, peer: NodeId, address: str, me: Identity, secret: bytes, events: LinkEvents) -> None:
+    def __init__(self, peer: NodeId, address: str, me: Identity, secret: bytes) -> None:
         self.peer = peer
         self.address = address
         self.connected = False
@@ -54,7 +54,6 @@ class Link:
         """Of the node at the other end, while connected."""
         self._me = me
         self._secret = secret
-        self._events = events
         self._gone = False
         self._retry_now = asyncio.Event()
         self.control = Outbox(CONTROL_BYTES_MAX)
@@ -69,21 +68,21 @@ class Link:
         if not self.connected:
             self._retry_now.set()
 
-    async def run(self) -> None:
+    async def run(self, events: LinkEvents) -> None:
         """Connect, and connect again, until cancelled."""
         pause = RETRY_MIN
         while True:
-            if await self._is_open() and await self._session():
+            if await self._is_open(events) and await self._session(events):
                 pause = RETRY_MIN
-                await self._is_open()  # tells at once when the process has gone
+                await self._is_open(events)  # tells at once when the process has gone
             await self._pause(pause)
             pause = min(2 * pause, RETRY_MAX)
 
-    async def _is_open(self) -> bool:
+    async def _is_open(self, events: LinkEvents) -> bool:
         """Knock. That nobody is there is told once."""
         door = await knock(self.address)
         if door is Door.CLOSED and not self._gone:
-            self._events.link_down(self.peer, gone=True)
+            events.link_down(self.peer, gone=True)
         if door is not Door.SILENT:
             self._gone = door is Door.CLOSED
         return door is Door.OPEN
@@ -96,7 +95,7 @@ class Link:
         except TimeoutError:
             pass
 
-    async def _session(self) -> bool:
+    async def _session(self, events: LinkEvents) -> bool:
         """One connection, from Hello until it breaks. True when it had been up."""
         channels = (open_channel(self.address), open_channel(self.address))
         try:
@@ -108,15 +107,15 @@ class Link:
                 for stream in streams:
                     if await stream.read() is aio.EOF:
                         raise PeerUnreachable("the stream ended at once")
-            await self._stand(hello, streams)
+            await self._stand(hello, streams, events)
             return True
         except FluxError as error:
             if error.reason is not Reason.NOT_READY:
-                self._events.link_refused(self.peer, error)
+                events.link_refused(self.peer, error)
         except aio.AioRpcError as rpc_error:
             failure = error_of(rpc_error)
             if isinstance(failure, FluxError):
-                self._events.link_refused(self.peer, failure)
+                events.link_refused(self.peer, failure)
         except (PeerUnreachable, TimeoutError):
             pass
         finally:
@@ -129,7 +128,9 @@ class Link:
         method: aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/fluxlog.v1.Peer/{name}")
         return method(metadata=metadata)
 
-    async def _stand(self, hello: peer_pb2.HelloResponse, streams: list[aio.StreamStreamCall[bytes, bytes]]) -> None:
+    async def _stand(
+        self, hello: peer_pb2.HelloResponse, streams: list[aio.StreamStreamCall[bytes, bytes]], events: LinkEvents
+    ) -> None:
         """Both streams are open: send what is queued until one of them breaks."""
         tasks = [asyncio.ensure_future(stream.read()) for stream in streams]
         tasks += [
@@ -139,7 +140,7 @@ class Link:
         self.directory_id = hello.directory_id
         self.connected = True
         log.info("peer_connected", peer=self.peer, address=self.address, process_id=hello.process_id)
-        self._events.link_up(self.peer, hello)
+        events.link_up(self.peer, hello)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -147,7 +148,7 @@ class Link:
             self.control.clear()
             self.bulk.clear()
             log.info("peer_disconnected", peer=self.peer, address=self.address)
-            self._events.link_down(self.peer, gone=False)
+            events.link_down(self.peer, gone=False)
             for stream in streams:
                 stream.cancel()
             for task in tasks:

@@ -14,9 +14,9 @@ from fluxlog.v1 import peer_pb2
 class Links:
     """One link to every other node. Implements `raft.transport.Transport`."""
 
-    def __init__(self, me: Identity, secret: bytes, addresses: Mapping[NodeId, str], events: LinkEvents) -> None:
+    def __init__(self, me: Identity, secret: bytes, addresses: Mapping[NodeId, str]) -> None:
         self._links = {
-            peer: Link(peer, address, me, secret, events) for peer, address in addresses.items() if peer != me.node_id
+            peer: Link(peer, address, me, secret) for peer, address in addresses.items() if peer != me.node_id
         }
 
     def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
@@ -45,9 +45,10 @@ class Links:
         if link is not None:
             link.retry_now()
 
-    def knows(self, peer: NodeId) -> bool:
-        """There is a link, standing or not."""
-        return peer in self._links
+    @property
+    def peers(self) -> tuple[NodeId, ...]:
+        """All other nodes, connected or not."""
+        return tuple(self._links)
 
     def broadcast_status(self, status: peer_pb2.NodeStatus) -> None:
         """Queue this node's status to every connected peer."""
@@ -56,8 +57,8 @@ class Links:
             if link.connected:
                 link.control.put_status(data)
 
-    async def run(self) -> None:
+    async def run(self, events: LinkEvents) -> None:
         """Keep all links up until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for link in self._links.values():
-                tasks.create_task(link.run())
+                tasks.create_task(link.run(events))

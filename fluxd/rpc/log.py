@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 
+from fluxd.broker.admission import Admission
 from fluxd.broker.fetch import FetchCall, Fetching
 from fluxd.broker.offsets import ListingOffsets
 from fluxd.broker.produce import ProduceCall, Producing
@@ -32,6 +33,8 @@ class Broker:
     producing: Producing
     fetching: Fetching
     offsets: ListingOffsets
+    deliveries: Admission
+    """Of responses that clients have not taken yet."""
 
 
 class LogService:
@@ -118,12 +121,15 @@ class LogService:
     async def _fetch(self, request: bytes, context: Context) -> bytes:
         broker = self._broker()
         message = parse(log_pb2.FetchRequest, request)
-        return await broker.fetching.fetch(
+        response = await broker.fetching.fetch(
             FetchCall(
                 message.topic, message.partition, message.offset, message.max_bytes, message.max_wait_ms,
                 message.min_bytes, message.as_records, message.topic_id, request, self._is_forwarded(context),
             )
         )  # fmt: skip
+        ticket = broker.deliveries.admit(context.peer(), len(response))
+        context.add_done_callback(lambda _: ticket.release())  # type: ignore[arg-type]  # the stub's class is no protocol
+        return response
 
     async def _follow(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         broker = self._broker()
@@ -133,7 +139,11 @@ class LogService:
             message.as_records, message.topic_id, request, self._is_forwarded(context),
         )  # fmt: skip
         async for response in broker.fetching.follow(call):
-            yield response
+            ticket = broker.deliveries.admit(context.peer(), len(response))
+            try:
+                yield response
+            finally:
+                ticket.release()
 
     async def _list_offsets(self, request: bytes, context: Context) -> bytes:
         broker = self._broker()
