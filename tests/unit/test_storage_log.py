@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fluxd.storage.errors import LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.real import RealFileSystem
-from tests.simulation.disk import Keep, SimDisk
+from tests.simulation.disk import Keep, PowerCut, SimDisk
 from tests.storage_kit import (
     BIRTH,
     DIRECTORY,
@@ -340,6 +341,24 @@ def test_nothing_committed_is_truncated(disk: SimDisk) -> None:
     assert log.last_index == 20
 
 
+def test_what_was_read_ahead_is_forgotten_on_truncation(disk: SimDisk) -> None:
+    """An entry in the place of a removed one is returned, also when it is no more in memory."""
+    log = create_log(disk)
+    for number in range(20):
+        append(log, b"old %d" % number)
+    sync(log)
+    log.close()
+    log = open_log(disk)
+    assert b"old" in log.frame_at(RaftIndex(5)), "reads ahead to the end"
+    log.truncate_suffix(RaftIndex(10))
+    new = append(log, b"new", term=1)
+    for _ in range(6):
+        append(log, bytes(limits.MIB - 100), term=1)
+    disk.bytes_read = 0
+    assert log.frame_at(RaftIndex(10)) == new
+    assert disk.bytes_read > 0
+
+
 # ---- opening
 
 
@@ -427,6 +446,27 @@ def test_snapshots_keep_the_last_two_and_fit_the_log(disk: SimDisk) -> None:
     for _ in range(10):
         append(log, term=9)
     assert log.load_snapshot(log.last_index) is None, "index 20 is another entry now"
+
+
+def test_power_cut_at_every_step_of_a_snapshot() -> None:
+    """Until all steps have returned the former snapshot is there, then the new one; leftovers are removed."""
+    for after in range(12):
+        for seed in range(8):
+            disk = SimDisk(random.Random(seed))
+            log, _ = filled(disk, 20)
+            sync(log)
+            run(log.write_snapshot(RaftIndex(5), b"former"))
+            run(log.write_snapshot(RaftIndex(10), b"first"))
+            disk.cut_after(after)
+            expected = {(RaftIndex(10), b"first"), (RaftIndex(15), b"second")}
+            with suppress(PowerCut):
+                run(log.write_snapshot(RaftIndex(15), b"second"))
+                expected = {(RaftIndex(15), b"second")}
+            disk.power_cut(Keep.NOTHING if seed == 0 else Keep.RANDOM)
+            log = open_log(disk, SMALL)
+            assert log.load_snapshot(log.last_index) in expected
+            assert not [name for name in disk.list(DIRECTORY) if name.endswith(".tmp")]
+    assert len(expected) == 1
 
 
 def _stamps(data: bytes) -> list[Stamp]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -137,6 +138,27 @@ def test_a_creation_cut_off_at_any_step_is_missing_or_whole() -> None:
                 disk.power_cut(Keep.NOTHING)
                 assert frames_of(open_log(disk)) == [BIRTH]
     assert done
+
+
+def test_a_kill_at_any_step_of_creation_leaves_nothing_half_durable() -> None:
+    """What is found after a kill may be in memory only; what is opened and synced then survives a power cut."""
+    for after in range(20):
+        disk = SimDisk(random.Random(after))
+        disk.make_directory("partitions")
+        disk.sync_directory("")
+        disk.cut_after(after)
+        with suppress(PowerCut):
+            create_log(disk)
+        disk.cut_after(1_000)
+        disk.kill()
+        try:
+            log = open_log(disk)
+        except LogMissing:
+            log = create_log(disk)
+        frames = [BIRTH, append(log)]
+        sync(log)
+        disk.power_cut(Keep.NOTHING)
+        assert frames_of(open_log(disk)) == frames
 
 
 # ---- corruption
