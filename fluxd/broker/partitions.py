@@ -5,7 +5,9 @@ while this node was down is found again when the log is replayed. Files that no 
 (quarantined), and only once the metadata is known to be current (`confirmed`): until then their topic may simply not
 have been read yet.
 
-Groups are opened a few per turn of the loop, so that a node with thousands of them stays alive to its peers.
+Groups are opened a few at a time with the disk's part off the loop, so that a node with thousands of them stays alive
+to its
+peers.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from fluxd.storage.directory import PARTITIONS, DataDirectory
 
 log = get_logger()
 
-_OPENING_SLICE = 0.005
-"""Seconds of opening in one turn of the loop."""
+_OPENING_MAX = 8
+"""Opened at the same time: the pool has as many threads."""
 
 
 class GroupHost(Protocol):
@@ -36,7 +38,7 @@ class GroupHost(Protocol):
 
     @property
     def groups(self) -> Mapping[GroupId, Replica]: ...
-    def open(self, spec: GroupSpec) -> Replica: ...
+    def open_soon(self, spec: GroupSpec, done: Callable[[Replica], None]) -> None: ...
     def close(self, group_id: GroupId) -> None: ...
 
 
@@ -59,7 +61,7 @@ class Partitions:
         self._reactor, self._host, self._directory, self._view = reactor, host, directory, view
         self._image = Image()
         self._opening: deque[GroupId] = deque()
-        self._scheduled = False
+        self._in_progress: set[GroupId] = set()
         self._stopped = False
         self._unexplained: dict[bytes, list[str]] = {}
         """Directories found at the start, by topic id, that no topic of the metadata explains yet."""
@@ -75,7 +77,7 @@ class Partitions:
     @property
     def settled(self) -> bool:
         """Everything that the image asks for is open."""
-        return not self._opening
+        return not self._opening and not self._in_progress
 
     def apply(self, change: Change) -> None:
         """Follow the metadata: a listener of `MetadataFollower`."""
@@ -90,7 +92,7 @@ class Partitions:
                 group_id = topic.group_id(number)
                 if partition.directory_of(me) is not None and group_id not in self._host.groups:
                     self._opening.append(group_id)
-        self._schedule()
+        self._open_some()
 
     def confirmed(self) -> None:
         """The image is at least as new as the start of this process: what no topic explains now belongs to none."""
@@ -131,29 +133,30 @@ class Partitions:
         if not self._stopped:
             self._reactor.run_blocking([step], done)
 
-    def _schedule(self) -> None:
-        if self._opening and not self._scheduled and not self._stopped:
-            self._scheduled = True
-            self._reactor.call_soon(self._open_some)
-
     def _open_some(self) -> None:
-        self._scheduled = False
-        until = self._reactor.now() + _OPENING_SLICE
-        while self._opening:
+        while self._opening and len(self._in_progress) < _OPENING_MAX and not self._stopped:
             self._open(self._opening.popleft())
-            if self._reactor.now() >= until:
-                break
-        self._schedule()
 
     def _open(self, group_id: GroupId) -> None:
         topic = self._image.topics.get(group_id.topic_id)
-        if topic is None or group_id in self._host.groups:
+        if topic is None or group_id in self._host.groups or group_id in self._in_progress:
             return  # deleted while it waited, or asked for twice
         partition = topic.partitions[group_id.partition]
         bound = partition.directory_of(self._view.local.node_id)
         assert bound is not None, "only this node's own replicas are queued"
         segment_bytes = parse_configs(topic.configs).segment_bytes
-        replica = self._host.open(
-            GroupSpec(group_id, partition.generation, partition.voters, bound, segment_bytes=segment_bytes)
+        self._in_progress.add(group_id)
+        self._host.open_soon(
+            GroupSpec(group_id, partition.generation, partition.voters, bound, segment_bytes=segment_bytes),
+            self._opened,
         )
-        self._view.attach(replica)
+
+    def _opened(self, replica: Replica) -> None:
+        group_id = replica.group_id
+        self._in_progress.discard(group_id)
+        if group_id.topic_id in self._image.topics:
+            self._view.attach(replica)
+        else:  # deleted while it was being opened
+            self._host.close(group_id)
+            self._blocking("partition_removed", group_id.directory_name, partial(self._remove, group_id.directory_name))
+        self._open_some()

@@ -13,17 +13,14 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from fluxd.core import limits
-from fluxd.core.entry import HEADER_BYTES, read_stamp
-from fluxd.core.producers import ProducerTable, items_of_frame
 from fluxd.core.runtime import Reactor, Timer
-from fluxd.core.types import GroupId, NodeId, RaftIndex
+from fluxd.core.types import GroupId, NodeId
 from fluxd.raft import library
 from fluxd.raft.group import Group, GroupContext, GroupSpec, Role
 from fluxd.raft.offline import OfflineGroup
+from fluxd.raft.opening import Opened, open_replica
 from fluxd.raft.transport import Transport
-from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
-from fluxd.storage.log import PartitionLog
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 
@@ -34,7 +31,6 @@ _STALLED_AFTER = 0.5
 _STALL_GRACE = 0.05
 _ALIVE_EVERY = 0.1
 _HAND_OVER_CHECK = 0.02
-_REPLAY_CHUNK = limits.FETCH_BYTES_MAX
 
 
 class LogEvent(Protocol):
@@ -84,25 +80,47 @@ class Host:
 
     # ------------------------------------------------------------------ open and close
     def open(self, spec: GroupSpec) -> Replica:
-        """Open or create this node's replica of a group. A replica whose disk was lost is UNADMITTED, with
-        the reason.
+        """Open or create this node's replica of a group. Blocks.
+
+        A replica whose disk was lost is UNADMITTED, with the reason.
         """
-        assert spec.group_id not in self.groups
         why = self._why_unadmitted(spec)
+        return self._adopt(spec, why or open_replica(self._fs, spec, has_voted=self._has_voted(spec)))
+
+    def open_soon(self, spec: GroupSpec, done: Callable[[Replica], None]) -> None:
+        """As `open`, with the disk's part off the loop; `done` is not called when the host is stopped before."""
+        found: list[Opened | str] = [self._why_unadmitted(spec)]
+        has_voted = self._has_voted(spec)
+
+        def read() -> None:
+            found[0] = found[0] or open_replica(self._fs, spec, has_voted=has_voted)
+
+        def opened(error: BaseException | None) -> None:
+            if self._stopped:
+                if isinstance(found[0], Opened):
+                    found[0].log.close()
+                return
+            done(self._adopt(spec, found[0] if error is None else f"it could not be opened: {error}"))
+
+        self._reactor.run_blocking([read], opened)
+
+    def _has_voted(self, spec: GroupSpec) -> bool:
+        return self._votes is not None and self._votes.get(spec.group_id, spec.generation) is not None
+
+    def _adopt(self, spec: GroupSpec, opened: Opened | str) -> Replica:
+        assert spec.group_id not in self.groups
         replica: Replica
-        if why or self._votes is None:
-            replica = OfflineGroup(spec, why)
-        else:
-            try:
-                replica = self._open_log(spec, self._votes)
-            except LogCorrupt as error:
-                replica = OfflineGroup(spec, str(error))
-            except LogMissing as error:
-                replica = OfflineGroup(spec, f"its log is missing although it has voted: {error}")
-            except OSError as error:
-                replica = OfflineGroup(spec, f"its files cannot be opened: {error}")
-        if isinstance(replica, OfflineGroup):
+        if isinstance(opened, str) or self._votes is None:
+            replica = OfflineGroup(spec, str(opened))
             self._log_event("replica_unadmitted", group=str(spec.group_id), why=replica.why)
+        else:
+            log = opened.log
+            self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.size_bytes
+            context = GroupContext(
+                self.node_id, self._reactor, self._transport, self._votes, self._log_event,
+                wake=self.wake, enter=self._enter,
+            )  # fmt: skip
+            replica = Group(spec, log, opened.producers, context)
         self.groups[spec.group_id] = replica
         if isinstance(replica, Group):
             self.wake(replica)
@@ -115,57 +133,6 @@ class Host:
             bound, own = spec.bound_directory.hex()[:8], self.directory_id.hex()[:8]
             return f"its vote is bound to data directory {bound}…, this is {own}…: the disk was replaced or wiped"
         return ""
-
-    def _open_log(self, spec: GroupSpec, votes: VoteFile) -> Group:
-        directory = f"partitions/{spec.group_id.directory_name}"
-        try:
-            log = PartitionLog.open(
-                self._fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes
-            )
-        except LogMissing:
-            # Every message waits until this replica's term is durable, so one without a vote record has
-            # never said anything: it is new.
-            if votes.get(spec.group_id, spec.generation) is not None:
-                raise
-            log = PartitionLog.create(
-                self._fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes
-            )
-        producers, snapshot_index = self._recover_producers(log)
-        self._snapshot_at[spec.group_id] = self._bytes_up_to(log, snapshot_index)
-        return Group(
-            spec,
-            log,
-            producers,
-            GroupContext(
-                self.node_id, self._reactor, self._transport, votes, self._log_event, wake=self.wake, enter=self._enter
-            ),
-        )
-
-    @staticmethod
-    def _bytes_up_to(log: PartitionLog, index: RaftIndex) -> int:
-        return 0 if index <= log.first_index else log.size_bytes
-
-    @staticmethod
-    def _recover_producers(log: PartitionLog) -> tuple[ProducerTable, RaftIndex]:
-        snapshot = log.load_snapshot(log.last_index)
-        if snapshot is None:
-            producers, index = ProducerTable(), log.first_index
-        else:
-            index, payload = snapshot
-            producers = ProducerTable.restore(payload)
-        offset = log.next_offset_at(index)
-        while offset < log.log_end_offset:
-            plan = log.plan_read(offset, max_bytes=_REPLAY_CHUNK, end_index=log.last_index)
-            frames = memoryview(plan if isinstance(plan, bytes) else plan())
-            position = 0
-            while len(frames) - position >= HEADER_BYTES:
-                stamp = read_stamp(frames, position)
-                if stamp.raft_index > index and stamp.record_count:
-                    items = items_of_frame(frames[position : position + stamp.frame_bytes], stamp)
-                    producers.append(stamp.raft_index, items, stamp.append_time_ms)
-                position += stamp.frame_bytes
-                offset = max(offset, stamp.next_offset)
-        return producers, index
 
     def close(self, group_id: GroupId) -> None:
         """Stop a replica; its files stay."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable
 
+from fluxd.broker.cluster import Replica as OpenReplica
 from fluxd.broker.metadata import Change
 from fluxd.broker.partitions import Partitions
 from fluxd.core.metadata import FIRST_GENERATION, Image, Node, Partition, Replica, apply
+from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft.group import GroupSpec
 from fluxd.storage.directory import PARTITIONS, QUARANTINE, DataDirectory, open_directory
@@ -20,17 +24,23 @@ UNKNOWN = GroupId(b"\x99" * 16, 0)
 class FakeHost:
     """Opens fake groups, and makes their directories as the real one does."""
 
-    def __init__(self, groups: dict[GroupId, FakeGroup], disk: SimDisk) -> None:
+    def __init__(self, groups: dict[GroupId, FakeGroup], disk: SimDisk, reactor: Reactor) -> None:
         self.groups = groups
+        self._reactor = reactor
         self.specs: dict[GroupId, GroupSpec] = {}
         self._disk = disk
 
-    def open(self, spec: GroupSpec) -> FakeGroup:
-        assert spec.group_id not in self.groups
+    def open_soon(self, spec: GroupSpec, done: Callable[[OpenReplica], None]) -> None:
+        assert spec.group_id not in self.specs
         self.specs[spec.group_id] = spec
-        self._disk.make_directory(f"{PARTITIONS}/{spec.group_id.directory_name}")
-        group = self.groups[spec.group_id] = FakeGroup(spec.group_id, spec.voters)
-        return group
+        make = functools.partial(self._disk.make_directory, f"{PARTITIONS}/{spec.group_id.directory_name}")
+
+        def opened(error: BaseException | None) -> None:
+            assert error is None
+            group = self.groups[spec.group_id] = FakeGroup(spec.group_id, spec.voters)
+            done(group)
+
+        self._reactor.run_blocking([make], opened)
 
     def close(self, group_id: GroupId) -> None:
         del self.groups[group_id]
@@ -46,7 +56,7 @@ class Scene:
         for group_id in found:
             self.disk.make_directory(f"{PARTITIONS}/{group_id.directory_name}")
         self.disk.make_directory(f"{PARTITIONS}/lost+found")
-        self.host = FakeHost(self.cluster.groups, self.disk)
+        self.host = FakeHost(self.cluster.groups, self.disk, self.cluster.clock.reactor)
         self.partitions = Partitions(
             self.cluster.clock.reactor,
             self.host,
@@ -158,8 +168,8 @@ def test_files_of_an_unknown_topic_are_set_aside_once_the_metadata_is_current() 
     assert "lost+found" in scene.disk.list(PARTITIONS)
 
 
-def test_a_topic_deleted_before_its_groups_were_opened() -> None:
-    """What still waits to be opened is not opened once its topic is gone."""
+def test_a_topic_deleted_while_its_groups_are_opened() -> None:
+    """What was being opened when its topic went is closed and removed again."""
     scene = Scene()
     gone = scene.metadata.create("gone", partition(1, 2, 3))
     before = scene.image
@@ -168,7 +178,7 @@ def test_a_topic_deleted_before_its_groups_were_opened() -> None:
     scene.metadata.delete(gone)
     scene.partitions.apply(Change(between, scene.metadata.image, frozenset({gone})))
     scene.cluster.clock.advance(1.0)
-    assert scene.host.specs == {}
+    assert scene.host.groups == {}
     assert scene.names() == set()
 
 
