@@ -17,9 +17,10 @@ from collections.abc import Callable
 from functools import partial
 
 from fluxd.core.entry import Stamp, birth_frame, read_stamp
-from fluxd.core.errors import InvariantViolation
+from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.types import GroupId, Offset, RaftIndex, Term
 from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, Mark, State, StateFile
+from fluxd.storage.errors import LogCorrupt
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import breach
 from fluxd.storage.index import SegmentIndex
@@ -64,7 +65,15 @@ class PartitionLog:
 
         What is left of a creation that was cut off is removed. The state file is made last: a log without it was not
         created.
+
+        Raises:
+            InvariantViolation: a log is there; nothing was written.
+            OSError: retriable.
         """
+        found = StateFile.open(fs, f"{directory}/{STATE_NAME}")
+        if found is not None:
+            found.close()
+            raise InvariantViolation(f"{directory}: a log is there; it is not replaced by a new one")
         fs.remove_tree(directory)
         fs.make_directory(directory)
         parent = directory
@@ -101,7 +110,13 @@ class PartitionLog:
             LogCorrupt: the replica must stay out; nothing was written.
             OSError: retriable.
         """
-        return cls(fs, directory, recover(fs, directory, group), generation, segment_bytes=segment_bytes)
+        recovered = recover(fs, directory, group)
+        try:
+            return cls(fs, directory, recovered, generation, segment_bytes=segment_bytes)
+        except CorruptDataError as error:  # the checkpoint lies in an older segment, which is damaged
+            recovered.segments[-1].close()
+            recovered.state.close()
+            raise LogCorrupt(str(error)) from error
 
     # ---- where it begins and ends
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from fluxd.core.entry import read_stamp
+from fluxd.core.errors import InvariantViolation
 from fluxd.core.types import RaftIndex
 from fluxd.storage.checkpoint import SLOT_POSITIONS
 from fluxd.storage.errors import LogCorrupt, LogMissing
@@ -327,3 +328,27 @@ def test_a_finished_segment_is_below_the_mark_once_a_later_one_is_synced(
     disk.power_cut(Keep.NOTHING)
     disk.set_bytes(FIRST, disk.current_bytes(FIRST)[:-1])
     refused(disk, f"{segment_name(1)}: .* bytes, but it was synced up to")
+
+
+def test_a_log_that_is_there_is_not_replaced(disk: SimDisk) -> None:
+    """Creating over it is a broken invariant, and leaves it as it is; also over a damaged one."""
+    log = damaged(disk)
+    expected = contents(disk)
+    with pytest.raises(InvariantViolation, match="a log is there"):
+        create_log(disk)
+    assert contents(disk) == expected
+    assert open_log(disk, SMALL).last_index == log.last_index
+
+
+def test_a_checkpoint_in_a_damaged_older_segment_is_corruption(disk: SimDisk) -> None:
+    """Where the term at the commit index has to be read from it, opening finds the damage."""
+    log = create_log(disk, SMALL)
+    for number in range(20):
+        append(log, b"x" * 150, term=number)
+    sync(log, 4)
+    log.close()
+    disk.flip_bit(FIRST, len(BIRTH) + 5)
+    before = contents(disk)
+    with pytest.raises(LogCorrupt, match=rf"{segment_name(1)}: position {len(BIRTH)}"):
+        open_log(disk, SMALL)
+    assert contents(disk) == before
