@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -22,6 +23,8 @@ from tests.simulation.disk import Keep, PowerCut, SimDisk
 from tests.storage_kit import BIRTH, append, create_log, frames_of, open_log, read_all
 
 SEGMENT_BYTES = 700
+
+pytestmark = pytest.mark.slow
 
 
 class Model:
