@@ -14,6 +14,8 @@ import structlog
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
+_CLIENT_HUNG_UP = "ExecuteBatchError raised in core by servicer method"
+
 _EventDict = MutableMapping[str, Any]
 _Processor = Callable[[Any, str, _EventDict], Any]
 
@@ -41,7 +43,7 @@ def configure(level: str, form: Literal["auto", "json", "console"], *, node_id: 
     if console:
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     else:
-        processors += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -58,9 +60,11 @@ class _Bridge(logging.Handler):
     """Hands the standard library's records to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log = structlog.get_logger()
-        log.log(
-            record.levelno, "library_logged", logger=record.name, message=record.getMessage(), exc_info=record.exc_info
+        """Log it. That a client hung up while it was being answered is an error to gRPC alone."""
+        message = record.getMessage()
+        level = logging.DEBUG if message.startswith(_CLIENT_HUNG_UP) else record.levelno
+        structlog.get_logger().log(
+            level, "library_logged", logger=record.name, message=message, exc_info=record.exc_info
         )
 
 
