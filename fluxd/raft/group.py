@@ -161,10 +161,10 @@ class Group:
 
     def quorum_missing(self) -> tuple[NodeId, ...] | None:
         """Nodes that are missing when too few voters can be reached for a majority; None when enough can."""
-        guard, now = self.guard, self._context.reactor.now()
+        guard, now, leads = self.guard, self._context.reactor.now(), self.role is Role.LEADER
         missing = []
         for peer in guard.peers:
-            silent = guard.is_leader and now - guard.leading.progress[peer].heard_at >= limits.ELECTION_TIMEOUT_MIN
+            silent = leads and now - guard.leading.progress[peer].heard_at >= limits.ELECTION_TIMEOUT_MIN
             if silent or not self._context.transport.is_connected(peer):
                 missing.append(peer)
         return tuple(missing) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
@@ -237,6 +237,10 @@ class Group:
 
     def not_leader(self) -> FluxError:
         """REJECTED, with what is known of the leader."""
+        if self._failed:
+            return FluxError(
+                Reason.REPLICA_OFFLINE, f"the replica of {self.group_id} on this node stopped itself: {self.why}"
+            )
         leader = self.leader_id
         if leader is None:
             missing = self.quorum_missing()
