@@ -363,17 +363,25 @@ class Group:
         self._late = [late for late in self._late if late[0] > commit]
         for index, append, verdict in reached:
             assert verdict.base_offset is not None and verdict.leader_epoch is not None
-            append.done(self._committed(verdict.base_offset, append, verdict.leader_epoch, index, duplicate=True))
+            result = self._committed(verdict.base_offset, append, verdict.leader_epoch, index, duplicate=True)
+            self._call(append.done, result)
         if self.guard.is_leader:
             self.guard.leading.on_commit()
         for listener in tuple(self.on_commit):
-            listener()
+            self._call(listener)
 
     def _answer(self, waiting: _Waiting, epoch: Term) -> None:
         offset, index = waiting.base_offset, waiting.index
-        waiting.append.done(self._committed(offset, waiting.append, epoch, index, duplicate=False))
+        self._call(waiting.append.done, self._committed(offset, waiting.append, epoch, index, duplicate=False))
         for append in waiting.duplicates:
-            append.done(self._committed(offset, append, epoch, index, duplicate=True))
+            self._call(append.done, self._committed(offset, append, epoch, index, duplicate=True))
+
+    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Tell a caller something. Its bug must neither stop the replica nor keep others from their answers."""
+        try:
+            callback(*arguments)
+        except Exception as error:  # noqa: BLE001 - not ours
+            self._log_event("callback_failed", why=f"{type(error).__name__}: {error}")
 
     def _leadership_ended(self, why: str) -> None:
         in_flight, self._in_flight = self._in_flight, []
@@ -383,12 +391,14 @@ class Group:
         self.producers.drop_queue()
         for waiting in in_flight:
             for append in (waiting.append, *waiting.duplicates):
-                append.done(FluxError(Reason.OUTCOME_UNKNOWN, f"{why} while the entry was being replicated"))
+                error = FluxError(Reason.OUTCOME_UNKNOWN, f"{why} while the entry was being replicated")
+                self._call(append.done, error)
         for _, append, _ in late:
-            append.done(FluxError(Reason.OUTCOME_UNKNOWN, f"{why} while the first copy was being replicated"))
+            error = FluxError(Reason.OUTCOME_UNKNOWN, f"{why} while the first copy was being replicated")
+            self._call(append.done, error)
         for waiting in queue:
             for append in (waiting.append, *waiting.duplicates):
-                append.done(FluxError(Reason.NOT_LEADER, f"{why} before the batch was appended"))
+                self._call(append.done, FluxError(Reason.NOT_LEADER, f"{why} before the batch was appended"))
 
     # ------------------------------------------------------------------ roles
     def _state_changed(self, old: int, new: int) -> None:
@@ -404,7 +414,7 @@ class Group:
         if changed:
             self._log_event("partition_leader_known", leader=known[1], leader_epoch=known[0])
         for listener in tuple(self.on_role):
-            listener()
+            self._call(listener)
 
     def read_index(self, done: Callable[[FluxError | None], None]) -> None:
         """Call back when this replica is confirmed to lead, with its own entry committed: what it then knows
@@ -413,7 +423,7 @@ class Group:
         if not self.guard.is_leader or self._failed:
             done(self.not_leader())
             return
-        self.guard.leading.read_index(done)
+        self.guard.leading.read_index(lambda error: self._call(done, error))
         self._context.wake(self)
 
     def transfer(self, to: NodeId | None) -> FluxError | None:
@@ -486,7 +496,7 @@ class Group:
         self._leadership_ended(f"the replica of {self.group_id} stopped itself")
         self.guard.leading.end()
         for listener in tuple(self.on_role):
-            listener()
+            self._call(listener)
 
     @property
     def deadline(self) -> float:

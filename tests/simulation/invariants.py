@@ -59,6 +59,8 @@ class Invariants:
         """Check everything that this node's step can have changed."""
         self.counts["checks"] += 1
         group, replica = node.group, node.replica
+        if node.callback_failed:
+            raise Violation(f"a client of node {node.node_id}: {node.callback_failed}")
         if replica is not None and replica.role is Role.FAILED:
             raise Violation(f"node {node.node_id} stopped itself: {replica.why}")
         if group is None:

@@ -49,6 +49,8 @@ class SimNode:
         self.reactor: SimReactor | None = None
         self.host: Host | None = None
         self.events: list[str] = []
+        self.callback_failed = ""
+        """What a client found wrong with its answer: the replica goes on, the run must not."""
 
     def _new_directory(self) -> bytes:
         VoteFile.create(self.disk, VOTES)
@@ -132,6 +134,8 @@ class SimNode:
         self._on_event(self)
 
     def _log(self, event: str, **fields: object) -> None:
+        if event == "callback_failed":
+            self.callback_failed = str(fields["why"])
         self.events.append(f"{self._simulator.now:9.4f} {self.node_id}.{self.incarnation} {event} {fields}")
 
 

@@ -7,6 +7,8 @@ import errno
 from fluxd.core.errors import FluxError
 from fluxd.core.types import NodeId
 from fluxd.raft.group import Role
+from fluxd.raft.proposal import Append, AppendResult
+from tests.simulation.clients import encode
 from tests.simulation.lab import Lab, outcome
 
 
@@ -16,7 +18,7 @@ def _let_fail(lab: Lab) -> None:
 
 
 def test_a_leader_that_stopped_itself_still_answers() -> None:
-    """Its disk is full: what waited is UNKNOWN, what comes later is REJECTED with the reason, and it can be described."""
+    """Its disk is full: what waited is UNKNOWN, what comes later is REJECTED, and it can be described."""
     lab = Lab()
     group = lab.elect(1)
     _let_fail(lab)
@@ -32,3 +34,52 @@ def test_a_leader_that_stopped_itself_still_answers() -> None:
     reads: list[FluxError | None] = []
     group.read_index(reads.append)
     assert len(reads) == 1 and reads[0] is not None
+
+
+def _broken(*_: object) -> None:
+    raise RuntimeError("a caller's bug")
+
+
+def test_a_callback_that_raises_keeps_no_other_from_its_answer() -> None:
+    """Batches that share one entry, a duplicate, a read, listeners: the replica goes on, and all are told."""
+    lab = Lab()
+    group = lab.elect(1)
+    _let_fail(lab)
+    heard: list[int] = []
+    reads: list[FluxError | None] = []
+    group.on_commit += [_broken, lambda: heard.append(group.commit_index)]
+    group.submit(Append(encode([b"broken"]), 1, _broken))
+    answers = [lab.propose(1, b"%d" % n) for n in range(3)]
+    producer = bytes(16)
+    duplicates: list[AppendResult] = []
+    for done in (_broken, _broken, duplicates.append):
+        group.submit(Append(encode([b"same"], producer), 1, done, producer))
+    group.read_index(_broken)
+    group.read_index(reads.append)
+    lab.run(0.2)
+    assert [outcome(a) for a in (*answers, duplicates)] == ["COMMITTED"] * 4
+    assert heard and reads == [None]
+    assert group.role is Role.LEADER
+
+
+def test_a_callback_that_raises_when_leadership_ends_keeps_no_other_from_its_answer() -> None:
+    """The library is in the middle of its step then; other groups' steps follow."""
+    lab = Lab()
+    group = lab.elect(1)
+    _let_fail(lab)
+    group.on_role.insert(0, _broken)
+    lab.cut((1,), (2, 3))
+    group.submit(Append(encode([b"broken"]), 1, _broken))
+    in_flight = lab.propose(1, b"in flight")
+    lab.run(0.01)
+    group.submit(Append(encode([b"broken, too"]), 1, _broken))
+    waiting = lab.propose(1, b"waiting")
+    reads: list[FluxError | None] = []
+    group.read_index(_broken)
+    group.read_index(reads.append)
+    lab.run(2.0)
+    assert (outcome(in_flight), outcome(waiting)) == ("UNKNOWN", "REJECTED")
+    assert len(reads) == 1 and reads[0] is not None
+    assert group.role is not Role.FAILED
+    lab.heal()
+    lab.until(lambda: lab[1].log.last_checksum == lab[2].log.last_checksum)
