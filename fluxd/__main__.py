@@ -82,6 +82,9 @@ def serve(
     except StartError as error:
         log.error("node_gave_up", why=str(error))  # noqa: TRY400 - the reason is the operator's, not a traceback's
         _exit(str(error), EXIT_FAILED)
+    except Exception:  # the edge: say so in the log's own form before the process ends
+        log.exception("node_failed")
+        _exit("stopped by a defect; the log has the details", EXIT_FAILED)
     log.info("node_stopped")
 
 
