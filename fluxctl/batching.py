@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fluxctl.lines import LINE_BYTES_MAX, Line
 from fluxctl.tally import SentLines, Tally
+from fluxlog.errors import FluxlogError
 from fluxlog.sender import Sender
 
 _BATCH_BYTES_TARGET = 512 * 1024
 """With at most 65,536 lengths beside them, these stay below the limit of 1 MiB."""
+_ROOM_TIMEOUT = 0.1
+
+
+class InterruptedProducing(Exception):
+    """There was no room for a batch, and the user had enough of waiting. It waits on, unsent."""
 
 
 @dataclass(slots=True)
@@ -33,11 +39,20 @@ class LineBatcher:
         partitions: that may be written to.
         separator: what ends the key in a line; empty: lines have no keys. A line without it has a null key.
         batch_lines: 1..65,536.
+        interrupted: asked while there is no room; when it says so, InterruptedProducing is raised.
     """
 
     def __init__(
-        self, sender: Sender, tally: Tally, partitions: Sequence[int], *, separator: bytes = b"", batch_lines: int
+        self,
+        sender: Sender,
+        tally: Tally,
+        partitions: Sequence[int],
+        *,
+        separator: bytes = b"",
+        batch_lines: int,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._interrupted = interrupted
         self._sender, self._tally = sender, tally
         self._partitions, self._separator, self._batch_lines = list(partitions), separator, batch_lines
         self._waiting = {number: _Waiting() for number in self._partitions}
@@ -93,15 +108,21 @@ class LineBatcher:
         return self._waiting[number], number
 
     def _send(self, number: int) -> _Waiting:
-        waiting, self._waiting[number] = self._waiting[number], _Waiting()
-        try:
-            self._sender.send(
-                number,
-                waiting.values,
-                keys=waiting.keys if waiting.keyed else None,
-                context=SentLines(waiting.numbers, waiting.lines),
-            )
-        except BaseException:  # interrupted while it waited for room: nothing was queued, and it is to be counted
-            self._waiting[number] = waiting
-            raise
+        waiting = self._waiting[number]
+        while True:
+            try:
+                self._sender.send(
+                    number,
+                    waiting.values,
+                    keys=waiting.keys if waiting.keyed else None,
+                    context=SentLines(waiting.numbers, waiting.lines),
+                    timeout=_ROOM_TIMEOUT,
+                )
+                break
+            except FluxlogError as failure:
+                if failure.reason != "BUFFER_FULL":
+                    raise
+                if self._interrupted():
+                    raise InterruptedProducing from failure
+        self._waiting[number] = _Waiting()
         return self._waiting[number]

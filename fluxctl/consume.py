@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fluxctl import positions, template
-from fluxctl.exits import CommandError
+from fluxctl.exits import CommandError, ExitCode
+from fluxctl.interrupts import Interrupts
 from fluxctl.routes import route_of
 from fluxctl.session import Session, session_of
 from fluxlog.admin import Admin
@@ -19,7 +20,8 @@ from fluxlog.errors import FluxlogError
 from fluxlog.offsets import latest_offsets
 from fluxlog.reader import Fetched, Reader
 
-_POLL = 1.0
+_POLL = 0.2
+"""Seconds; how soon Ctrl-C is seen."""
 
 
 def consume(
@@ -110,15 +112,18 @@ class _Printer:
             for number, end in list(self._ends.items()):
                 if end is not None and self._reader.position(number) == end:  # above it: the cluster says what is wrong
                     self._end_partition(number)
-        while (self._ends is None or self._ends) and self._left != 0:
-            fetched = self._reader.poll(_POLL)
-            if fetched is None:
-                continue
-            self._print(fetched)
-            if self._ends is not None:
-                end = self._ends[fetched.partition]
-                if fetched.next_offset >= (fetched.high_watermark if end is None else end):
-                    self._end_partition(fetched.partition)
+        with Interrupts() as interrupts:
+            while (self._ends is None or self._ends) and self._left != 0:
+                fetched = self._reader.poll(_POLL)
+                if interrupts.requested:
+                    raise typer.Exit(ExitCode.INTERRUPTED)
+                if fetched is None:
+                    continue
+                self._print(fetched)
+                if self._ends is not None:
+                    end = self._ends[fetched.partition]
+                    if fetched.next_offset >= (fetched.high_watermark if end is None else end):
+                        self._end_partition(fetched.partition)
 
     def _end_partition(self, number: int) -> None:
         assert self._ends is not None

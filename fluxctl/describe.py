@@ -77,7 +77,11 @@ def _print_why(console: Console, topic: admin_pb2.TopicDescription) -> None:
     said = False
     for partition in topic.partitions:
         reasons = [partition.why] if partition.why else []
-        reasons += [f"replica {replica.node_id}: {replica.why}" for replica in partition.replica_states if replica.why]
+        reasons += [
+            f"replica {replica.node_id}: {replica.why}"
+            for replica in partition.replica_states
+            if replica.why and replica.why not in partition.why
+        ]
         for reason in reasons:
             console.print(f"  {topic.name}-{partition.partition}: {reason}", markup=False)
             said = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -14,8 +15,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fluxctl.batching import LineBatcher
+from fluxctl.batching import InterruptedProducing, LineBatcher
 from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode
+from fluxctl.interrupts import Interrupts
 from fluxctl.lines import read_lines
 from fluxctl.output import Output, OutputFormat, emit, milliseconds, plural, size, table
 from fluxctl.routes import TopicRoute, route_of
@@ -42,7 +44,7 @@ class _Run:
     sender: Sender
     tally: Tally
     began: float
-    interrupted: bool = False
+    interrupts: Interrupts
 
 
 def produce(
@@ -84,15 +86,20 @@ def produce(
             client, topic, on_result=tally.note, on_retry=notes.note, leaders=route.leaders, topic_id=route.topic_id,
             codec=chosen, delivery_timeout=timeout,
         )  # fmt: skip
-        batcher = LineBatcher(sender, tally, partitions, separator=os.fsencode(key_separator), batch_lines=batch_lines)
-        run = _Run(session, route, batcher, sender, tally, time.monotonic())
+        interrupts = Interrupts()
+        batcher = LineBatcher(
+            sender, tally, partitions, separator=os.fsencode(key_separator), batch_lines=batch_lines,
+            interrupted=lambda: interrupts.requested,
+        )  # fmt: skip
+        run = _Run(session, route, batcher, sender, tally, time.monotonic(), interrupts)
         try:
-            _pump(run, descriptor, total)
+            with interrupts:
+                _pump(run, descriptor, total)
         finally:
             sender.close()
     written = tally.close()
     _report(run, output, written, acks_summary=acks_summary)
-    if run.interrupted:
+    if run.interrupts.requested:
         raise typer.Exit(ExitCode.INTERRUPTED)
     raise typer.Exit(tally.exit_code)
 
@@ -129,25 +136,25 @@ def _partitions_of(route: TopicRoute, partition: int | None) -> tuple[int, ...]:
 
 def _pump(run: _Run, descriptor: int, total: int) -> None:
     """Read, send, and wait for the acknowledgements; Ctrl-C ends reading, a second one ends waiting."""
-    try:
-        with _progress(run.session, total) as advance:
+    with _progress(run.session, total) as advance:
+        try:
             for lines in read_lines(descriptor, linger=LINGER):
+                if run.interrupts.requested:
+                    break
                 if lines:
                     run.batcher.add(lines)
                 else:
                     run.batcher.flush()
                 advance(sum(len(line) + 1 for line in lines if line is not None), run.tally.acknowledged)
             run.batcher.flush()
-            while not run.sender.flush(_PROGRESS_INTERVAL):
+            while not run.interrupts.requested and not run.sender.flush(_PROGRESS_INTERVAL):
                 advance(0, run.tally.acknowledged)
-    except KeyboardInterrupt:
-        run.interrupted = True
-        run.session.err.print("\ninterrupted: waiting a moment for the answers to what is on its way", markup=False)
-        try:
-            run.batcher.flush()
-            run.sender.flush(_INTERRUPTED_FLUSH)
-        except KeyboardInterrupt:
+        except InterruptedProducing:  # what waited for room is given up below
             pass
+    if run.interrupts.requested:
+        run.session.err.print("interrupted: waiting a moment for the answers to what is on its way", markup=False)
+        with contextlib.suppress(KeyboardInterrupt):
+            run.sender.flush(_INTERRUPTED_FLUSH)
         run.batcher.give_up()
 
 
@@ -230,7 +237,7 @@ def _report(run: _Run, output: OutputFormat, written: list[Path], *, acks_summar
         )
     for path in written:
         run.session.err.print(f"failed lines are in {path} ({size(path.stat().st_size)})", markup=False)
-    if run.interrupted:
+    if run.interrupts.requested:
         run.session.err.print(f"input after line {run.batcher.lines} was not sent", markup=False)
 
 
@@ -243,7 +250,7 @@ def _report_data(run: _Run, seconds: float) -> dict[str, object]:
         "rejected": tally.count(Outcome.REJECTED),
         "unknown": tally.count(Outcome.UNKNOWN),
         "seconds": round(seconds, 3),
-        "interrupted": run.interrupted,
+        "interrupted": run.interrupts.requested,
         "partitions": [
             {
                 "partition": number,

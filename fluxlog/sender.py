@@ -37,6 +37,8 @@ ATTEMPT_TIMEOUT = 5.0
 """Seconds without an answer for the oldest batch after which its node is taken for hung."""
 
 _BACKOFF_MIN = 0.02
+_LAST_ANSWER_GRACE = 1.0
+"""Seconds beyond the delivery timeout for an answer under way: it may make the outcome certain."""
 # A deposed leader or a node that has not heard the news answers these although another node knows better: believed only
 # when repeated for this many seconds.
 _DOUBTFUL = frozenset(
@@ -101,6 +103,7 @@ class Sender:
         *,
         keys: Sequence[bytes | None] | None = None,
         context: Any = None,
+        timeout: float | None = None,
     ) -> None:
         """Queue one batch; its outcome comes to `on_result`. Waits while the buffer is full.
 
@@ -109,21 +112,25 @@ class Sender:
             values: 1..65,536; None is a tombstone. Not copied, not to be changed.
             keys: as many, or None.
             context: handed back with the result.
+            timeout: seconds to wait for room; None: for ever.
 
         Raises:
-            FluxlogError: the sender is closed; nothing was queued.
+            FluxlogError: BUFFER_FULL after the timeout, CANCELLED when the sender is closed; nothing was queued.
         """
         size = sum(len(value) for value in values if value) + sum(len(key) for key in keys or () if key)
         batch = Batch(values, keys, context, size, time.monotonic())
         with self._room:
-            while self._running and self._buffered_batches and self._buffered_bytes + size > self._buffer_bytes:
-                self._room.wait()
+            if not self._room.wait_for(lambda: not self._running or self._has_room(size), timeout):
+                raise LocalError("BUFFER_FULL", f"{self._buffered_bytes} bytes wait for their acknowledgement")
             if not self._running:
                 raise LocalError("CANCELLED", "the sender is closed")
             self._buffered_bytes += size
             self._buffered_batches += 1
             # Inside the lock, so that batches of several threads are queued in the order in which they got their room.
             self._inbox.put(lambda: self._enqueue(partition, batch))
+
+    def _has_room(self, size: int) -> bool:
+        return not self._buffered_batches or self._buffered_bytes + size <= self._buffer_bytes
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until every batch has its outcome; False when the timeout (seconds) came first."""
@@ -173,16 +180,20 @@ class Sender:
         for partition in self._partitions.values():
             if partition.batches:
                 head = partition.batches[0]
-                deadline = min(deadline, head.queued_at + self._delivery_timeout)
+                deadline = min(deadline, self._give_up_at(head))
                 deadline = min(
                     deadline, partition.progress_at + ATTEMPT_TIMEOUT if partition.sent else partition.retry_at
                 )
         return deadline
 
+    def _give_up_at(self, batch: Batch) -> float:
+        grace = _LAST_ANSWER_GRACE if batch.unanswered else 0.0
+        return batch.queued_at + self._delivery_timeout + grace
+
     def _check_deadlines(self) -> None:
         now = time.monotonic()
         for partition in self._partitions.values():
-            while partition.batches and now >= partition.batches[0].queued_at + self._delivery_timeout:
+            while partition.batches and now >= self._give_up_at(partition.batches[0]):
                 late = FluxlogError("DELIVERY_TIMEOUT", f"no acknowledgement within {self._delivery_timeout:g} s")
                 self._give_up_head(partition, partition.batches[0].error or late)
             if partition.sent and now >= partition.progress_at + ATTEMPT_TIMEOUT:
@@ -288,7 +299,7 @@ class Sender:
         for pending in pendings.values():
             batch = pending.batch
             batch.unanswered -= 1
-            batch.unknown = True
+            batch.unknown |= failure.outcome is Outcome.UNKNOWN
             batch.error = batch.error or failure
             if pending.attempt == pending.partition.attempt and batch.result is None:
                 failed[pending.partition.number] = pending.partition

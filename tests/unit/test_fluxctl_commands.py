@@ -1,0 +1,160 @@
+"""Commands as a user types them, on the fake cluster: results, one clear line for an error, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from fluxctl.__main__ import app, hoist
+from tests.unit.fluxlog_fake import FakeCluster, Fault
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    fake = FakeCluster(3)
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_local_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLUXCTL_DATA_DIR", str(tmp_path / "none"))
+
+
+def run(cluster: FakeCluster, *arguments: str) -> Result:
+    bootstrap = ",".join(cluster.addresses.values())
+    return CliRunner().invoke(app, hoist([*arguments, "--bootstrap", bootstrap]))
+
+
+def lines_file(tmp_path: Path, lines: list[bytes]) -> str:
+    path = tmp_path / "lines"
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return str(path)
+
+
+def test_topics_are_created_listed_described_and_deleted(cluster: FakeCluster) -> None:
+    assert run(cluster, "topics", "create", "t", "-p", "2").exit_code == 0
+    listed = json.loads(run(cluster, "topics", "list", "--output", "json").stdout)
+    assert [(topic["name"], topic["partition_count"]) for topic in listed] == [("t", 2)]
+    described = yaml.safe_load(run(cluster, "topics", "describe", "t", "-o", "yaml").stdout)
+    assert described[0]["partitions"][1]["leader_node"] == 1
+    table = run(cluster, "topics", "describe", "t", "--why").stdout
+    assert "PartitionCount: 2" in table
+    assert "all is well" in table
+    assert run(cluster, "topics", "delete", "t", "--yes").exit_code == 0
+    assert run(cluster, "topics", "delete", "t", "--yes").exit_code == 1
+    assert run(cluster, "topics", "delete", "t", "--yes", "--if-exists").exit_code == 0
+
+
+def test_an_error_is_one_line_with_reason_and_advice(cluster: FakeCluster) -> None:
+    result = run(cluster, "topics", "describe", "nope")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "(UNKNOWN_TOPIC)" in line
+    assert "fluxctl topics list" in line
+    assert "Traceback" in run(cluster, "topics", "describe", "nope", "--verbose").stderr
+
+
+def test_wrong_usage_is_2(cluster: FakeCluster) -> None:
+    for arguments in (
+        ("topics", "create", "t", "--config", "x"),
+        ("consume", "t", "--offset", "soon"),
+        ("consume", "t", "--format", "%x"),
+        ("produce", "t", "--codec", "rar"),
+        ("nodes", "kill", "1", "--signal", "NONE"),
+        ("nothing",),
+    ):
+        assert run(cluster, *arguments).exit_code == 2, arguments
+
+
+def test_nobody_there_is_an_error_that_says_where_was_asked(cluster: FakeCluster) -> None:
+    for node_id in (1, 2, 3):
+        cluster.kill(node_id)
+    result = run(cluster, "topics", "list")
+    assert result.exit_code == 1
+    assert "no node answers at" in result.stderr
+    assert "(UNREACHABLE)" in result.stderr
+
+
+def test_lines_go_round_robin_and_come_back(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.create("t", 3)
+    lines = [b"line %d" % number for number in range(1_000)]
+    result = run(cluster, "produce", "t", lines_file(tmp_path, lines), "--batch-lines", "7", "-o", "json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert (report["lines"], report["acknowledged"], report["failures"]) == (1_000, 1_000, [])
+    assert [len(partition.values) for partition in cluster.topics["t"]] == [334, 333, 333]
+    consumed = run(cluster, "consume", "t", "--from-beginning", "--exit-at-end")
+    assert consumed.exit_code == 0
+    assert sorted(consumed.stdout_bytes.splitlines()) == sorted(lines)
+    last = run(cluster, "consume", "t", "-p", "1", "-O", "-2", "-e", "-f", r"%p-%o %v\n")
+    assert last.stdout.splitlines() == ["1-331 line 994", "1-332 line 997"]
+    assert len(run(cluster, "consume", "t", "-b", "-n", "5").stdout.splitlines()) == 5
+
+
+def test_lines_of_one_key_go_to_one_partition(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.create("t", 3)
+    lines = [b"k%d:%d" % (number % 5, number) for number in range(100)] + [b"no key"]
+    assert run(cluster, "produce", "t", lines_file(tmp_path, lines), "--key-separator", ":").exit_code == 0
+    shown = run(cluster, "consume", "t", "-b", "-e", "-f", r"%k|%p|%v\n").stdout.splitlines()
+    partitions: dict[str, set[str]] = {}
+    for line in shown:
+        key, partition, _ = line.split("|")
+        partitions.setdefault(key, set()).add(partition)
+    assert len(partitions) == 6
+    assert all(len(numbers) == 1 for numbers in partitions.values())
+
+
+def test_rejected_lines_are_named_kept_and_3(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.create("t")
+    cluster.faults[0].extend([Fault.INVALID_ARGUMENT])
+    lines = [b"line %d" % number for number in range(10)]
+    failed = tmp_path / "failed"
+    result = run(
+        cluster, "produce", "t", lines_file(tmp_path, lines), "--batch-lines", "4", "--failed-file", str(failed)
+    )
+    assert result.exit_code == 3
+    assert "6 acknowledged, 4 rejected, 0 unknown" in result.stdout
+    assert "(INVALID_ARGUMENT): 1-4" in result.stderr
+    assert failed.read_bytes().splitlines() == lines[:4]
+    assert cluster.topics["t"][0].values == lines[4:]
+
+
+def test_unknown_lines_are_4_and_retries_are_seen(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.create("t")
+    cluster.faults[0].extend([Fault.OUTCOME_UNKNOWN_NOT_WRITTEN, *[Fault.NO_QUORUM] * 100_000])
+    result = run(cluster, "produce", "t", lines_file(tmp_path, [b"a"]), "--timeout", "0.2")
+    assert result.exit_code == 4
+    assert "1 line unknown, may have been written" in result.stderr
+    assert "again to" in result.stderr
+
+
+def test_health_is_0_or_10(cluster: FakeCluster) -> None:
+    assert run(cluster, "cluster", "health").exit_code == 0
+    cluster.kill(2)
+    result = run(cluster, "cluster", "health", "-o", "json")
+    assert result.exit_code == 10
+    assert "node 2" in json.loads(result.stdout)["problems"][0]
+    assert run(cluster, "cluster", "wait", "--timeout", "0.1").exit_code == 10
+
+
+def test_a_dry_run_says_what_a_kill_would_cost(cluster: FakeCluster) -> None:
+    cluster.create("t", 2)
+    result = run(cluster, "nodes", "kill", "1", "--dry-run")
+    assert result.exit_code == 0
+    assert "2 would lose the leader, 2 the quorum" in result.stdout
+    assert cluster.up() == {1, 2, 3}
+
+
+@pytest.mark.parametrize("command", ["", "topics", "cluster", "nodes", "demo", "produce", "consume", "topics create"])
+def test_every_command_has_help(cluster: FakeCluster, command: str) -> None:
+    result = run(cluster, *command.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout

@@ -1,0 +1,74 @@
+"""Local processes: never another one than the one that was started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fluxctl.exits import CommandError
+from fluxctl.local import LocalCluster
+from fluxctl.process import ProcessIdentity, identify, is_running, send_signal, wait_gone
+
+
+@pytest.fixture
+def sleeper() -> Iterator[ProcessIdentity]:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = identify(child.pid)
+    assert process is not None
+    yield process
+    child.kill()
+    child.wait()
+    assert child.stdin is not None
+    child.stdin.close()
+
+
+def test_a_process_is_known_by_its_start_too(sleeper: ProcessIdentity) -> None:
+    """The same id with another start is another process, and is left alone."""
+    other = ProcessIdentity(sleeper.process_id, "1")
+    assert is_running(sleeper)
+    assert not is_running(other)
+    assert not send_signal(other, signal.SIGKILL)
+    assert is_running(sleeper)
+
+
+def test_a_killed_process_is_gone_although_its_parent_has_not_asked(sleeper: ProcessIdentity) -> None:
+    assert send_signal(sleeper, signal.SIGKILL)
+    assert wait_gone(sleeper, 10)
+    assert not send_signal(sleeper, signal.SIGKILL)
+
+
+def test_the_state_file_survives_and_the_secret_is_private(tmp_path: Path) -> None:
+    made = LocalCluster.create(tmp_path / "c", 3, None)
+    loaded = LocalCluster.load(tmp_path / "c")
+    assert loaded is not None
+    assert loaded.addresses == made.addresses
+    assert len(set(made.addresses)) == 3
+    assert (tmp_path / "c" / "cluster.secret").stat().st_mode & 0o777 == 0o600
+    assert loaded.running == []
+
+
+def test_a_process_that_took_a_dead_nodes_id_is_not_stopped(tmp_path: Path) -> None:
+    """The state file names this very test's process id, with another start."""
+    LocalCluster.create(tmp_path, 1, None)
+    path = tmp_path / "cluster.json"
+    state = json.loads(path.read_text())
+    state["nodes"][0]["process"] = {"process_id": os.getpid(), "started": "long ago"}
+    path.write_text(json.dumps(state))
+    cluster = LocalCluster.load(tmp_path)
+    assert cluster is not None
+    assert cluster.running == []
+    assert cluster.stop([1]) == []
+    assert not cluster.kill(1)
+
+
+def test_a_damaged_state_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text("{")
+    with pytest.raises(CommandError, match="damaged"):
+        LocalCluster.load(tmp_path)
