@@ -158,7 +158,7 @@ class Client:
             if self._rng.random() < 0.03:
                 self._counts["answers_lost"] += 1
                 return
-            self._simulator.at(self._simulator.now + 0.001, lambda: self._answer(sent, number, result))
+            self._simulator.at(self._simulator.now + 0.001, lambda: self._answer(sent, number, result, node.node_id))
 
         replica.submit(
             Append(sent.data, len(sent.values), done, sent.producer_id, sent.base_sequence, sent.expected_offset)
@@ -195,10 +195,11 @@ class Client:
         self._history.indexes.append(group.log.index_at_offset(result.base_offset))
 
     # ------------------------------------------------------------------ what the client hears
-    def _answer(self, sent: Sent, number: int, result: AppendResult) -> None:
+    def _answer(self, sent: Sent, number: int, result: AppendResult, by: NodeId | None = None) -> None:
         if sent.over or number != sent.attempts:
             return
         if isinstance(result, Committed):
+            self._target = by
             self._acknowledged = True
             self._finish(sent)
             return

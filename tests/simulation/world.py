@@ -31,12 +31,16 @@ class Plan:
 
     nodes: int
     wipes: bool
+    pace: float
+    """Longest time between two faults, seconds."""
 
     @staticmethod
     def of(seed: int) -> Plan:
         """Mostly three nodes."""
         rng = random.Random(seed)
-        return Plan(nodes=rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)), wipes=rng.random() < 0.3)
+        return Plan(
+            nodes=rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)), wipes=rng.random() < 0.3, pace=rng.choice((0.5, 1.0, 2.5))
+        )
 
 
 def _up(peer: NodeId) -> Callable[[Host], None]:
@@ -90,7 +94,7 @@ class World:
         for node in self.nodes.values():
             self.start(node)
         self._every(0.02, 0.1, self._client_acts)
-        self._every(0.05, 0.8, self._fault)
+        self._every(0.05, self.plan.pace, self._fault)
         self._every(0.2, 0.4, self._read)
         self.faulty = True
         self.run_until(lambda: self.simulator.now >= FAULT_SECONDS)
@@ -166,6 +170,7 @@ class World:
             (6, self._kill), (6, self._power_cut), (2, self._power_cut_many), (10, self._restart),
             (4, self._disconnect), (6, self._silent_cut), (10, self._heal_network), (4, self._change_weather),
             (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (1, self._wipe),
+            (6, self._isolate_leader),
         ]  # fmt: skip
         self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]()
 
@@ -245,6 +250,15 @@ class World:
             for other in self.nodes.values():
                 self.network.silent.add((first.node_id, other.node_id))
                 self.network.silent.add((other.node_id, first.node_id))
+
+    def _isolate_leader(self) -> None:
+        """It goes on taking proposals until it notices: what it appends then is truncated later."""
+        for node in self.nodes.values():
+            if node.group is not None and node.group.role is Role.LEADER and len(self.nodes) > 1:
+                self.counts["leaders_isolated"] += 1
+                for other in self.nodes:
+                    self.network.silent |= {(node.node_id, other), (other, node.node_id)}
+                self.simulator.at(self.simulator.now + 1.0 + 2.0 * self.rng.random(), self._heal_network)
 
     def _heal_network(self) -> None:
         self.network.silent.clear()
