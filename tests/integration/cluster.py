@@ -116,6 +116,13 @@ class NodeProcess:
         return self.process is not None and self.process.poll() is None
 
     @property
+    def memory_peak_mib(self) -> float:
+        """Most memory that the process has had so far."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+    @property
     def log_text(self) -> str:
         """All that it has logged so far."""
         return self.log_path.read_text() if self.log_path.exists() else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
 import grpc
 
-from fluxlog.v1 import log_pb2
+from fluxlog.v1 import errors_pb2, log_pb2
 from tests.integration.cluster import Cluster, Writer, error_info, fetch_values, produce_request, wait_until
 
 
@@ -63,6 +65,35 @@ def test_two_of_three_down_and_one_back(tmp_path: Path) -> None:
         writer.write(5)
         writer.check(survivor)
         writer.check(others[0])
+
+
+def test_flood_is_refused_and_not_hoarded(tmp_path: Path) -> None:
+    """While replicas hang, what does not fit the queues is refused with a delay; the leader's memory stays bounded."""
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders")
+        leader = cluster.node(cluster.leader_of("orders"))
+        hung = [node.process.pid for node in cluster.others(leader.node_id) if node.process is not None]
+        for pid in hung:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            request = produce_request("orders", bytes(900_000), timeout_ms=10_000)
+            requests = (log_pb2.ProduceStreamRequest(correlation_id=n, request=request) for n in range(60))
+            answers = list(leader.log_stub.ProduceStream(requests, timeout=30))
+        finally:
+            for pid in hung:
+                os.kill(pid, signal.SIGCONT)
+        assert sorted(answer.correlation_id for answer in answers) == list(range(60))
+        assert not any(answer.HasField("committed") for answer in answers)
+        overloaded = [answer.error for answer in answers if answer.error.reason == errors_pb2.ERROR_REASON_OVERLOADED]
+        assert len(overloaded) >= 40
+        for error in overloaded:
+            assert (error.outcome, error.retriable) == (errors_pb2.OUTCOME_REJECTED, True)
+            assert error.retry_after_ms > 0
+        assert leader.memory_peak_mib < 400
+        response = wait_until(
+            lambda: leader.log_stub.Produce(produce_request("orders", b"x"), timeout=6), "writes are accepted again"
+        )
+        assert response.copies_on_disk >= 2
 
 
 def test_all_killed_at_once(tmp_path: Path) -> None:
