@@ -110,6 +110,9 @@ class Host:
     def _adopt(self, spec: GroupSpec, opened: Opened | str) -> Replica:
         assert spec.group_id not in self.groups
         replica: Replica
+        if self._votes is None and isinstance(opened, Opened):  # lost while the log was being opened
+            opened.log.close()
+            opened = self._votes_why
         if isinstance(opened, str) or self._votes is None:
             replica = OfflineGroup(spec, str(opened))
             self._log_event("replica_unadmitted", group=str(spec.group_id), why=replica.why)
@@ -275,11 +278,14 @@ class Host:
             self._votes_syncing = False
             if self._stopped:
                 return
-            if error is not None:  # nobody may vote any more: every group holds its messages for ever
-                for group in self._active():
-                    group.fail(f"the node's votes cannot be synced: {error}")
+            if error is None:
+                try:
+                    votes.finish_sync(job)
+                except OSError as failure:
+                    error = failure
+            if error is not None:
+                self._lose_votes(error)
                 return
-            votes.finish_sync(job)
             for group in self._active():
                 if group.guard.waits_for_votes:
                     self._guarded(group, group.on_votes_synced)
@@ -287,6 +293,12 @@ class Host:
             self._sync_votes()
 
         self._reactor.run_blocking(job.steps, synced)
+
+    def _lose_votes(self, error: BaseException) -> None:
+        """What the vote file holds is not known any more: nobody here may take part until it was opened again."""
+        self._votes, self._votes_why = None, f"the node's votes cannot be synced: {error}"
+        for group in self._active():
+            group.fail(self._votes_why)
 
     def _snapshot(self, group: Group) -> None:
         """Write the producer table now and then, so that opening the log replays its tail only."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 
 from fluxd.core.errors import FluxError
-from fluxd.core.types import NodeId
-from fluxd.raft.group import Role
+from fluxd.core.types import GroupId, NodeId, Term
+from fluxd.raft.group import GroupSpec, Role
 from fluxd.raft.proposal import Append, AppendResult
+from fluxd.storage.votes import COMPACT_BYTES, RECORD_BYTES
 from tests.simulation.clients import encode
 from tests.simulation.lab import Lab, outcome
+from tests.simulation.node import VOTES
 
 
 def _let_fail(lab: Lab) -> None:
@@ -83,3 +85,31 @@ def test_a_callback_that_raises_when_leadership_ends_keeps_no_other_from_its_ans
     assert group.role is not Role.FAILED
     lab.heal()
     lab.until(lambda: lab[1].log.last_checksum == lab[2].log.last_checksum)
+
+
+OTHER = GroupId(bytes(16), 7)
+
+
+def test_votes_that_could_not_be_written_are_never_taken_for_durable() -> None:
+    """The vote file is written anew, a vote is given meanwhile, and adding it to the new file fails (disk full): the
+    next sync would cover a file without that vote.
+    """
+    lab = Lab()
+    lab.elect(1)
+    node = lab.nodes[NodeId(2)]
+    assert node.host is not None
+    votes = node.host._votes
+    assert votes is not None
+    _let_fail(lab)
+    for term in range(2 * COMPACT_BYTES // RECORD_BYTES):
+        votes.put(OTHER, 0, Term(term), None)
+    node.speed.low = node.speed.high = 0.3
+    lab.kill(1)
+    lab[3].guard.elections.retire()
+    lab.until(lambda: bool(votes._since_begin and votes._job and votes._job.replacement))
+    node.disk.fail_next("append", OSError(errno.ENOSPC, "disk full"), path=VOTES)
+    lab.until(lambda: lab.nodes[NodeId(2)].host is not None and lab[2].role is Role.FAILED)
+    lab.run(3.0)  # I7 watches what node 2 says
+    assert "disk full" in lab[2].why
+    replica = node.host.open(GroupSpec(OTHER, 0, (NodeId(2),), node.directory_id))
+    assert replica.role is Role.UNADMITTED and "votes" in replica.why
