@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import grpc
+import pytest
 
 from fluxlog.v1 import errors_pb2, log_pb2
 from tests.integration.cluster import Cluster, Writer, error_info, fetch_values, produce_request, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def test_leader_killed_again_and_again(tmp_path: Path) -> None:

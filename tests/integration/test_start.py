@@ -23,6 +23,8 @@ from tests.integration.cluster import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `fluxd serve` that is expected to end by itself."""
