@@ -459,6 +459,7 @@ class Group:
             self._context.enter()
             self._raft.doTick()
             self._settle()
+        self.guard.leading.advance_transfer()
         self._notice_leader()
 
     def on_log_synced(self) -> None:
@@ -486,6 +487,7 @@ class Group:
         if self.guard.is_leader and not self.guard.leading.handing_over and self.guard.leading.caught_up_peer(None):
             self._log_event("leader_disk_hung")
             self.guard.leading.transfer(None, urgent=True)
+            self._context.wake(self)
 
     def fail(self, why: str) -> None:
         """Take this replica out (fail-stop): it answers what waits and then nothing any more."""

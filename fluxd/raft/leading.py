@@ -133,7 +133,7 @@ class Leading:
         return guard.outbox.send(peer, message, bulk=bulk)
 
     def tick(self) -> None:
-        """Before the library's tick: notice what was lost, keep hidden followers alive, hand over when it is time."""
+        """Before the library's tick: notice what was lost, keep hidden followers alive."""
         guard, now = self._guard, self._guard.now()
         for peer, progress in self.progress.items():
             if peer == DISK_PEER:
@@ -143,7 +143,6 @@ class Leading:
                 progress.lost()
             if not guard.is_exposed(peer):
                 self._send_heartbeat(peer, progress, max(progress.received, guard.journal.log.first_index))
-        self._advance_transfer()
 
     def _rewind(self, peer: NodeId, progress: Progress, next_index: int) -> None:
         progress.rewind(next_index)
@@ -270,7 +269,6 @@ class Leading:
         an election timeout.
         """
         self._transfer = _Transfer(to, self._guard.now() + limits.ELECTION_TIMEOUT_MIN, urgent)
-        self._advance_transfer()
 
     def caught_up_peer(self, wanted: NodeId | None) -> NodeId | None:
         """A follower in contact whose disk has the whole log."""
@@ -286,7 +284,8 @@ class Leading:
         ]
         return max(fit)[1] if fit else None
 
-    def _advance_transfer(self) -> None:
+    def advance_transfer(self) -> None:
+        """At the end of a step: hand over when it is time. No proposal may follow in that step."""
         transfer, journal = self._transfer, self._guard.journal
         if transfer is None:
             return

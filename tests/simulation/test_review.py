@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+import pytest
+
 from fluxd.core.errors import FluxError
 from fluxd.core.types import GroupId, NodeId, Term
 from fluxd.raft.group import GroupSpec, Role
@@ -113,3 +115,15 @@ def test_votes_that_could_not_be_written_are_never_taken_for_durable() -> None:
     assert "disk full" in lab[2].why
     replica = node.host.open(GroupSpec(OTHER, 0, (NodeId(2),), node.directory_id))
     assert replica.role is Role.UNADMITTED and "votes" in replica.why
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_a_handover_waits_for_what_was_accepted_before_it(seed: int) -> None:
+    """Submitted and not yet proposed: asking the follower first would have it campaign against that entry."""
+    lab = Lab(seed=seed)
+    group = lab.elect(1)
+    lab.run(1.0)
+    answers = [lab.propose(1, b"%d" % n) for n in range(3)]
+    assert group.transfer(NodeId(2)) is None
+    lab.until(lambda: lab.leader() == 2, within=1.0)
+    assert [outcome(a) for a in answers] == ["COMMITTED"] * 3
