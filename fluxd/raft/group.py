@@ -167,7 +167,7 @@ class Group:
             silent = leads and now - guard.leading.progress[peer].heard_at >= limits.ELECTION_TIMEOUT_MIN
             if silent or not self._context.transport.is_connected(peer):
                 missing.append(peer)
-        return tuple(missing) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
+        return tuple(sorted(missing)) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
 
     def leader_status(self) -> peer_pb2.LeaderStatus:
         """What only the leader knows; call while leading."""
@@ -491,11 +491,19 @@ class Group:
 
     def fail(self, why: str) -> None:
         """Take this replica out (fail-stop): it answers what waits and then nothing any more."""
-        if self._failed:
-            return
+        if not self._failed:
+            self._log_event("replica_failed", why=why)
+            self._end(why, f"the replica of {self.group_id} stopped itself")
+
+    def close(self) -> None:
+        """The node stops, or the partition is deleted."""
+        if not self._failed:
+            self._end("closed", f"the replica of {self.group_id} was closed")
+        self.log.close()
+
+    def _end(self, why: str, answer: str) -> None:
         self._failed, self.why = True, why
-        self._log_event("replica_failed", why=why)
-        self._leadership_ended(f"the replica of {self.group_id} stopped itself")
+        self._leadership_ended(answer)
         self.guard.leading.end()
         for listener in tuple(self.on_role):
             self._call(listener)

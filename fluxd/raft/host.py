@@ -145,8 +145,7 @@ class Host:
         if timer is not None:
             timer[1].cancel()
         if isinstance(replica, Group):
-            replica.fail("closed")
-            replica.log.close()
+            replica.close()
 
     # ------------------------------------------------------------------ events
     def receive(self, peer: NodeId, messages: Iterable[peer_pb2.GroupMessage]) -> None:
