@@ -13,8 +13,9 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fluxd.broker.administration import Administration
@@ -54,6 +55,7 @@ from fluxd.rpc.peer import PeerService
 from fluxd.rpc.server import Server
 from fluxd.storage.directory import VOTES_NAME, DataDirectory, open_directory
 from fluxd.storage.errors import DirectoryError, VotesCorrupt, VotesMissing
+from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.real import RealFileSystem
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import admin_pb2
@@ -71,10 +73,18 @@ class Node:
     Args:
         settings: validated.
         reactor: on the running loop.
+        filesystem: makes the filesystem over the data directory.
     """
 
-    def __init__(self, settings: Settings, reactor: AsyncReactor) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: AsyncReactor,
+        *,
+        filesystem: Callable[[Path], FileSystem] = RealFileSystem,
+    ) -> None:
         self._settings, self._reactor = settings, reactor
+        self._make_filesystem = filesystem
         self._secret = settings.cluster_secret.get_secret_value().encode() or secrets.token_bytes(32)
         self._addresses = {NodeId(node): address for node, address in settings.seeds.items()}
         self._ended = asyncio.Event()
@@ -106,7 +116,9 @@ class Node:
     def _open_directory(self) -> DataDirectory:
         root = self._settings.data_dir
         try:
-            return open_directory(RealFileSystem(root), root, NodeId(self._settings.node_id), secrets.token_bytes)
+            return open_directory(
+                self._make_filesystem(root), root, NodeId(self._settings.node_id), secrets.token_bytes
+            )
         except DirectoryError as error:
             raise StartError(f"data directory {root}: {error}") from error
         except OSError as error:
