@@ -78,8 +78,22 @@ class Admin:
         request = admin_pb2.DescribeTopicsRequest(names=list(names), under_replicated_only=under_replicated_only)
         answer = self._client.call(lambda node: node.admin.DescribeTopics, request)
         if answer.errors:
+            answer = self._ask_everybody(request) or answer
+        if answer.errors:
             raise from_error_message(answer.errors[0])
         return list(answer.topics)
+
+    def _ask_everybody(self, request: admin_pb2.DescribeTopicsRequest) -> admin_pb2.DescribeTopicsResponse | None:
+        """An answer that knows every topic. A node that has just started may not have heard of all of them yet."""
+        self._client.learn_nodes()
+        for address in self._client.addresses():
+            try:
+                answer = self._client.call_node(address, lambda node: node.admin.DescribeTopics, request, timeout=3.0)
+            except FluxlogError:
+                continue
+            if not answer.errors:
+                return answer
+        return None
 
     def describe_topic(self, name: str) -> admin_pb2.TopicDescription:
         """Describe one topic, partitions in ascending order.

@@ -25,15 +25,27 @@ class Fluxctl:
         self.directory = directory
         self.environment = {**os.environ, "FLUXCTL_DATA_DIR": str(directory)}
         self.environment.pop("FLUXCTL_BOOTSTRAP", None)
+        self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "fluxctl", *arguments],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self._children.append(child)
+        return child
+
+    def end_children(self) -> None:
+        """Those that a failed test left."""
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+            with child:
+                pass
+        self._children.clear()
 
     def __call__(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> str:
         child = self.start(*arguments)
@@ -47,11 +59,20 @@ class Fluxctl:
 
 
 @pytest.fixture(scope="module")
-def fluxctl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fluxctl]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fluxctl]:
     command = Fluxctl(tmp_path_factory.mktemp("cluster"))
     command("cluster", "up", "--nodes", "3")
     yield command
     command("cluster", "down")
+    command.end_children()
+
+
+@pytest.fixture
+def fluxctl(shared: Fluxctl) -> Iterator[Fluxctl]:
+    """The cluster of this module, all nodes up whatever the test before did."""
+    shared("cluster", "up")
+    yield shared
+    shared.end_children()
 
 
 def _topic(fluxctl: Fluxctl, name: str, partitions: int = 2) -> None:

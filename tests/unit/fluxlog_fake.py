@@ -112,6 +112,8 @@ class FakeCluster:
         self.topics: dict[str, list[FakePartition]] = {}
         self.faults: dict[int, deque[Fault]] = defaultdict(deque)
         self.produced = 0
+        self.ignorant: set[int] = set()
+        """Nodes that have not heard of any topic yet."""
         self.requests: list[tuple[int, bytes, int]] = []
         self.addresses: dict[int, str] = {}
         self._servers: dict[int, grpc.Server] = {}
@@ -352,7 +354,7 @@ class _Admin(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.DescribeTopicsResponse:
         response = admin_pb2.DescribeTopicsResponse()
         for name in request.names or self._cluster.topics:
-            if name not in self._cluster.topics:
+            if name not in self._cluster.topics or self._node_id in self._cluster.ignorant:
                 response.errors.append(FakeError("UNKNOWN_TOPIC").message())
                 continue
             topic = response.topics.add(name=name, topic_id=bytes(16), replication_factor=1)

@@ -127,6 +127,16 @@ def test_a_dead_address_is_passed_over(cluster: FakeCluster) -> None:
         assert len(client.addresses()) == 3
 
 
+def test_a_topic_is_unknown_only_when_every_node_says_so(cluster: FakeCluster) -> None:
+    """A node that has just started may not have heard of it yet."""
+    cluster.create("t")
+    cluster.ignorant = {1}
+    with Client([cluster.addresses[1]]) as client:
+        assert Admin(client).describe_topic("t").name == "t"
+        with pytest.raises(FluxlogError, match="UNKNOWN_TOPIC"):
+            Admin(client).describe_topic("other")
+
+
 def test_no_node_at_all_is_one_clear_error(cluster: FakeCluster) -> None:
     cluster.kill(1)
     with Client([cluster.addresses[1]]) as client, pytest.raises(UnreachableError, match="no node answers"):
