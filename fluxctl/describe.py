@@ -30,6 +30,7 @@ def epoch_text(epoch: int) -> str:
 
 def print_topics(console: Console, topics: Sequence[admin_pb2.TopicDescription], *, why: bool = False) -> None:
     """Each topic: one line, its partitions as a table, and with `why` what is wrong in words."""
+    separator = "\n" if console.is_terminal else "; "
     for number, topic in enumerate(topics):
         if number:
             console.print()
@@ -40,12 +41,12 @@ def print_topics(console: Console, topics: Sequence[admin_pb2.TopicDescription],
             markup=False,
             soft_wrap=True,
         )
-        console.print(table(_COLUMNS, [_row(partition) for partition in topic.partitions], right=_RIGHT))
+        console.print(table(_COLUMNS, [_row(partition, separator) for partition in topic.partitions], right=_RIGHT))
         if why:
             _print_why(console, topic)
 
 
-def _row(partition: admin_pb2.PartitionDescription) -> tuple[object, ...]:
+def _row(partition: admin_pb2.PartitionDescription, separator: str) -> tuple[object, ...]:
     return (
         partition.partition,
         partition.leader_node or "none",
@@ -55,7 +56,9 @@ def _row(partition: admin_pb2.PartitionDescription) -> tuple[object, ...]:
         partition.log_start_offset,
         partition.high_watermark,
         size(partition.size_bytes),
-        "; ".join(_replica_text(replica) for replica in partition.replica_states if not _leads(partition, replica)),
+        separator.join(
+            _replica_text(replica) for replica in partition.replica_states if not _leads(partition, replica)
+        ),
     )
 
 
