@@ -29,7 +29,6 @@ DISK_PEER = NodeId(0)
 disk has it, so a
 group of one counts nothing before its sync (H10)."""
 
-_RETRANSMIT_AFTER = limits.ELECTION_TIMEOUT_MIN
 _ALL = 1 << 62
 
 ReadDone = Callable[[FluxError | None], None]
@@ -139,8 +138,7 @@ class Leading:
             if peer == DISK_PEER:
                 guard.inject_neutral(peer)
                 continue
-            if progress.in_flight and now - progress.moved_at >= _RETRANSMIT_AFTER:
-                progress.lost()
+            progress.lose_what_is_overdue(now)
             if not guard.is_exposed(peer):
                 self._send_heartbeat(peer, progress, max(progress.received, guard.journal.log.first_index))
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fluxd.core import limits
 
 NEVER = float("-inf")
+_PATIENCE_MAX = 60.0
 
 
 class InFlight(NamedTuple):
@@ -52,6 +53,9 @@ class Progress:
     in_flight_bytes: int = 0
     moved_at: float = NEVER
     """Last time when in_flight began, or shrank."""
+    patience: float = limits.ELECTION_TIMEOUT_MIN
+    """After so many seconds without an answer what is in flight counts as lost. Doubled each time until the
+    follower has everything: on a slow link it was not lost, and each copy makes the next answer later."""
     _end_at_last_reply: int = 0
     _last_reply_at: float = NEVER
 
@@ -74,11 +78,19 @@ class Progress:
         while self.in_flight and self.in_flight[0].last_index <= self.received:
             self.in_flight_bytes -= self.in_flight.popleft().size
             self.moved_at = now
+        if self.received >= log_end_index:
+            self.patience = limits.ELECTION_TIMEOUT_MIN
         if self.match >= log_end_index:
             self.caught_up_at = now
         elif self.match >= self._end_at_last_reply:  # had all of the log as it was then (Kafka's replica.lag.time rule)
             self.caught_up_at = max(self.caught_up_at, self._last_reply_at)
         self._end_at_last_reply, self._last_reply_at = log_end_index, now
+
+    def lose_what_is_overdue(self, now: float) -> None:
+        """Entries in flight that were not answered in time are lost."""
+        if self.in_flight and now - self.moved_at >= self.patience:
+            self.patience = min(2 * self.patience, _PATIENCE_MAX)
+            self.lost()
 
     def lost(self) -> None:
         """What is in flight will not be answered: have it sent again."""

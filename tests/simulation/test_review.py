@@ -12,7 +12,7 @@ from fluxd.raft.group import GroupSpec, Role
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.storage.votes import COMPACT_BYTES, RECORD_BYTES
 from tests.simulation.clients import encode
-from tests.simulation.lab import Lab, outcome
+from tests.simulation.lab import Lab, Message, is_append, outcome
 from tests.simulation.node import VOTES
 
 
@@ -127,3 +127,37 @@ def test_a_handover_waits_for_what_was_accepted_before_it(seed: int) -> None:
     assert group.transfer(NodeId(2)) is None
     lab.until(lambda: lab.leader() == 2, within=1.0)
     assert [outcome(a) for a in answers] == ["COMMITTED"] * 3
+
+
+def test_a_slow_link_is_not_filled_with_copies() -> None:
+    """A follower that was away catches up over a link where one message takes longer than an election timeout: what is
+    on its way is late, not lost. Sent again every second it would queue up faster than it drains.
+    """
+    lab = Lab()
+    lab.elect(1)
+    lab.cut((2,), (1, 3))
+    for _ in range(12):
+        lab.commit(1, bytes(900_000))
+    link: list[Message] = []
+    sent = [0]
+
+    def carry() -> None:
+        deliver = lab.network._nodes[NodeId(2)]
+        deliver(NodeId(1), link[0].SerializeToString())
+        del link[0]
+        if link:
+            lab.simulator.at(lab.simulator.now + 2.0, carry)
+
+    def slow(source: NodeId, target: NodeId, message: Message) -> bool:
+        if target != 2 or not is_append(message):
+            return False
+        link.append(message)
+        sent[0] += 1
+        if len(link) == 1:
+            lab.simulator.at(lab.simulator.now + 2.0, carry)
+        return True
+
+    lab.network.hold = slow
+    lab.heal()
+    lab.until(lambda: lab[2].log.last_index == lab[1].log.last_index, within=100.0)
+    assert sent[0] <= 4 * 12
