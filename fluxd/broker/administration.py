@@ -232,12 +232,10 @@ class Administration:
         if request.names:
             topics = []
             for name in dict.fromkeys(request.names):
-                topic = self._view.topic(name)
-                if topic is not None:
-                    topics.append(topic)
-                    continue
-                unknown = FluxError(Reason.UNKNOWN_TOPIC, f"there is no topic {name[:300]!r}", metadata={"topic": name})
-                response.errors.append(error_message(unknown, writes=False))
+                try:
+                    topics.append((await self._routes.find(name, 0, b"")).topic)
+                except FluxError as error:  # unknown, or not to be found out now
+                    response.errors.append(error_message(error, writes=False))
         described = 0
         for topic in topics:
             out = describe.topic_head(topic)

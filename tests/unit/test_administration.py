@@ -46,7 +46,7 @@ class FakeRoutes:
     async def find(self, topic: str, partition: int, topic_id: bytes) -> Route:
         known = self._cluster.view.topic(topic)
         if known is None:
-            raise FluxError(Reason.UNKNOWN_TOPIC, topic)
+            raise FluxError(Reason.UNKNOWN_TOPIC, topic, metadata={"topic": topic})
         return Route(known, partition, known.group_id(partition))
 
     async def await_leader(self, route: Route, seconds: float) -> LeaderHint:
