@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SEEDS ?= 100
 FROM ?= 1
+IMAGE ?= fluxd:latest
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) \
+  --project-name fluxd --file deploy/docker-compose.yml
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format type proto proto-check sim bench clean
+.PHONY: docker-image docker-test compose-up compose-down
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,7 +29,7 @@ demo: $(STAMP) ## three nodes, real text, kill -9 the leader, count what was los
 	$(BIN)/fluxctl demo failover
 
 test: $(STAMP) ## unit, property, simulation and integration tests
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/docker
 
 lint: $(STAMP) ## ruff and the layering of imports
 	$(BIN)/ruff check .
@@ -50,6 +54,22 @@ sim: $(STAMP) ## random simulation of whole Raft groups: make sim SEEDS=1000 FRO
 
 bench: $(STAMP) ## speed of a three-node cluster on this machine, beside the disk's limit
 	$(BIN)/python -m tests.bench
+
+docker-image: ## the container image: make docker-image IMAGE=fluxd:latest
+	deploy/build-image $(IMAGE)
+
+docker-test: $(STAMP) ## tests on a Docker engine; without one: deploy/with-engine make docker-test
+	$(BIN)/pytest tests/docker
+
+compose-up: docker-image deploy/.env ## three containers, published on 127.0.0.1:9101 to 9103
+	FLUXD_IMAGE=$(IMAGE) $(COMPOSE) up -d --no-build
+	FLUXD_IMAGE=$(IMAGE) $(COMPOSE) exec -T node1 fluxctl cluster wait --nodes 3
+
+deploy/.env:
+	@(umask 077; $(PYTHON) -c 'import secrets; print(f"FLUXD_CLUSTER_SECRET={secrets.token_hex(32)}")' >$@)
+
+compose-down: deploy/.env ## stop and remove the containers; their volumes stay (make compose-down VOLUMES=--volumes removes them)
+	$(COMPOSE) down $(VOLUMES)
 
 clean: ## remove what make made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from fluxctl.cluster import start_and_wait
+from fluxctl.compose import COMPOSE_FILE_DEFAULT, ComposeCluster
 from fluxctl.demo_ledger import Ledger, Values, Verdict
 from fluxctl.demo_probe import Probe
 from fluxctl.demo_stage import ANSWER_TIMEOUT, HEALTHY_TIMEOUT, NODES, PLAIN, TEXT, Stage
@@ -54,6 +55,8 @@ def failover(
     data_dir: Annotated[
         Path | None, typer.Option(help="Keep data and logs here. Default: a temporary directory, removed at the end.")
     ] = None,
+    compose: Annotated[bool, typer.Option("--compose", help="Containers instead of processes (needs Docker).")] = False,
+    compose_file: Annotated[Path, typer.Option(help="With --compose: the file.")] = COMPOSE_FILE_DEFAULT,
 ) -> None:
     """Start three nodes, write the Python standard library line by line, kill leaders meanwhile, and compare.
 
@@ -67,7 +70,11 @@ def failover(
         directory = stack.enter_context(_directory(session.out, data_dir))
         if LocalCluster.load(directory) is not None:
             raise CommandError(f"{directory} has a cluster in it already", "give another --data-dir")
-        cluster = LocalCluster.create(directory, NODES, None)
+        cluster = (
+            ComposeCluster.lay_out(directory, compose_file, NODES)
+            if compose
+            else LocalCluster.create(directory, NODES, None)
+        )
         stack.enter_context(_ended_at_the_end(cluster))
         client = stack.enter_context(Client(cluster.addresses))
         stage = Stage(session.out, cluster, client, Admin(client), standard_library_lines(lines))
@@ -120,12 +127,10 @@ def _ended_at_the_end(cluster: LocalCluster) -> Iterator[None]:
 
 def _begin(stage: Stage) -> None:
     size = sum(map(len, stage.lines)) / 1e6
-    stage.tell(
-        f"Three nodes start, each a process of its own with its own data directory in {stage.cluster.directory}."
-    )
+    stage.tell(f"Three nodes start, {stage.cluster.about}.")
     seconds = start_and_wait(stage.cluster, HEALTHY_TIMEOUT)
     for node in stage.cluster.nodes.values():
-        stage.show(f"node {node.node_id}: {node.address}, process {node.process and node.process.process_id}")
+        stage.show(f"node {node.node_id}: {node.address}, {node.about}")
     stage.show(f"healthy after {seconds:.1f} s")
     stage.tell(f"Two topics: {TEXT}, every record on three nodes, and {PLAIN}, on one.")
     stage.admin.create_topic(TEXT, partitions=_PARTITIONS, replication_factor=3, wait_ms=20_000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from dataclasses import dataclass, field
 
@@ -81,8 +80,8 @@ class Stage:
 
     def kill(self, node_id: int) -> float:
         """SIGKILL a node; returns when (monotonic)."""
-        moment = time.monotonic()
-        if not self.cluster.kill(node_id, signal.SIGKILL):
+        moment = self.cluster.end(node_id)
+        if moment is None:
             raise CommandError(f"node {node_id} had ended by itself", f"see {self.cluster.log_path(node_id)}")
         return moment
 

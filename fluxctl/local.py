@@ -50,6 +50,11 @@ class LocalNode:
         """Its process is alive."""
         return self.process is not None and is_running(self.process)
 
+    @property
+    def about(self) -> str:
+        """What it is, for people."""
+        return f"process {self.process.process_id}" if self.process is not None else "not started"
+
 
 class LocalCluster:
     """The nodes of one state directory."""
@@ -94,7 +99,7 @@ class LocalCluster:
         if busy and base_port is not None:
             raise CommandError(f"port {busy[0]} of {_HOST} is in use", "choose another --base-port")
         if busy:
-            ports = _free_ports(node_count)
+            ports = free_ports(node_count)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "logs").mkdir(exist_ok=True)
         secret = directory / _SECRET_FILE
@@ -105,6 +110,11 @@ class LocalCluster:
         cluster = cls(directory, nodes)
         cluster.save()
         return cluster
+
+    @property
+    def about(self) -> str:
+        """What the nodes are, for people."""
+        return f"each a process of its own with its own data directory in {self.directory}"
 
     @property
     def addresses(self) -> list[str]:
@@ -185,6 +195,11 @@ class LocalCluster:
         process = self.node(node_id).process
         return process is not None and send_signal(process, number)
 
+    def end(self, node_id: int) -> float | None:
+        """SIGKILL a node; returns the moment of its death (monotonic), None when it did not run."""
+        moment = time.monotonic()
+        return moment if self.kill(node_id, signal.SIGKILL) else None
+
     def stop(self, node_ids: list[int], timeout: float = STOP_TIMEOUT) -> list[int]:
         """SIGTERM these nodes and wait for them; those that do not end in time are killed.
 
@@ -223,7 +238,8 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on at this moment."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

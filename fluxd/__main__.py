@@ -1,4 +1,4 @@
-"""`fluxd serve`: read the settings, start a node, stop it on a signal.
+"""`fluxd serve`: read the settings, start a node, stop it on a signal. `fluxd health`: does it serve?
 
 Exit codes: 0 stopped as asked, 1 could not start or had to give up, 2 the settings are not usable.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fluxd import config, observability, tuning
+from fluxd import config, health, observability, tuning
 from fluxd.broker.founding import StartError
 from fluxd.node import Node
 from fluxd.reactor import AsyncReactor
@@ -37,6 +37,14 @@ def _group() -> None:
 def show_version() -> None:
     """Print the version."""
     typer.echo(version("fluxd"))
+
+
+@app.command("health")
+def show_health(
+    address: Annotated[str, typer.Argument(help="host:port. [default: $FLUXD_LISTEN, or 127.0.0.1:9640]")] = "",
+) -> None:
+    """Ask a node whether it serves; exit code 0 when it does, 1 otherwise."""
+    raise typer.Exit(health.run(address))
 
 
 @app.command()
