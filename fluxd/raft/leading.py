@@ -52,6 +52,8 @@ class Leading:
         self._guard = guard
         self.progress: dict[NodeId, Progress] = {}
         self.term_start = RaftIndex(0)
+        self.entries_follow = False
+        """The next proposal is made in this step: it carries the commit index, no heartbeat need."""
         self._reads: deque[tuple[dict[NodeId, int], ReadDone]] = deque()
         self._transfer: _Transfer | None = None
 
@@ -114,7 +116,7 @@ class Leading:
             previous = max(progress.received, self._guard.journal.log.first_index)
         commit = min(self._guard.journal.commit_index, previous)
         due = self._guard.now() >= progress.heartbeat_at
-        if due or progress.probe or commit > progress.commit_sent:
+        if due or progress.probe or (commit > progress.commit_sent and not self.entries_follow):
             self._send(peer, progress, previous, [], bulk=False)
 
     def _send(self, peer: NodeId, progress: Progress, previous: int, frames: list[bytes], *, bulk: bool) -> bool:
