@@ -50,7 +50,7 @@ class Journal:
         self._path = self.directory / "journal"
         pending = list(pending_of(self.read()))
         self._keep_only(pending)
-        self.last = max([0, *(entry[0] for entry in pending), *(int(path.name) for path in self.kept.iterdir())])
+        self.last: int = max([0, *(entry[0] for entry in pending), *(int(path.name) for path in self.kept.iterdir())])
         """Number of the newest entry."""
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
@@ -96,9 +96,8 @@ def pending_of(entries: list[Entry]) -> Iterator[Entry]:
         elif entry[1] == "sync_directory":
             directories[entry[2]] = max(entry[3], directories.get(entry[2], 0))
     for entry in entries:
-        if entry[1] in CONTENT and entry[0] > files.get(entry[2], 0):
-            yield entry
-        elif entry[1] in NAMES and all(entry[0] > directories.get(one, 0) for one in directories_of(entry)):
+        content = entry[1] in CONTENT and entry[0] > files.get(entry[2], 0)
+        if content or (entry[1] in NAMES and all(entry[0] > directories.get(one, 0) for one in directories_of(entry))):
             yield entry
 
 

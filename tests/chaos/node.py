@@ -39,7 +39,7 @@ def main() -> int:
         with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
             runner.run(serve(settings))
     except StartError as error:
-        observability.get_logger().error("node_gave_up", why=str(error))  # noqa: TRY400 - the reason, not a traceback
+        observability.get_logger().error("node_gave_up", why=str(error))
         return 1
     return 0
 
