@@ -5,8 +5,8 @@ lies below the leader's commit
 index. So it is shown only what is new or conflicts (audit C3; H1, H3, H24), and a commit index clamped to what this
 message verified (C4; H4).
 
-Liveness and durability are apart (C5 as amended): each AppendEntries is answered at once with what is verified and
-already durable, and again when a
+Liveness and durability are apart (C5 as amended): an AppendEntries that brings nothing new is answered at once; one
+with new entries when a sync has covered them, or after REPLY_DELAY_MAX with what is durable by then, and again when a
 sync has advanced that. A slow disk never looks like a dead node.
 """
 
@@ -22,6 +22,10 @@ from fluxlog.v1 import peer_pb2
 if TYPE_CHECKING:
     from fluxd.raft.guard import Guard
 
+REPLY_DELAY_MAX = 0.05
+"""Most syncs are faster, and one reply then says what two would have."""
+NEVER_DUE = float("inf")
+
 
 class Following:
     """What a replica has verified of the current leader's log."""
@@ -35,6 +39,8 @@ class Following:
         self.verified = 0
         """Highest index known to equal the log of the leader of `_leader[0]`."""
         self._reported = 0
+        self.reply_by = NEVER_DUE
+        """When the leader is owed a reply that is held back until a sync has something to say."""
 
     def on_append(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         """An AppendEntries of a current or newer term (the guard has checked)."""
@@ -122,7 +128,10 @@ class Following:
         if log.last_index < verified:
             raise InvariantViolation(f"the library holds {log.last_index} entries of {verified} that it was given")
         self.verified = max(self.verified, verified)
-        self._report(peer)
+        if new:
+            self.reply_by = min(self.reply_by, guard.now() + REPLY_DELAY_MAX)
+        else:
+            self._report(peer)
 
     def _refuse(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         append, guard = message.append_entries, self._guard
@@ -159,6 +168,7 @@ class Following:
         log, term = guard.journal.log, self._leader[0]
         if term != guard.term:
             return
+        self.reply_by = NEVER_DUE
         self._reported = min(self.verified, log.synced_index)
         reply = guard.outbox.message()
         reply.append_reply.echoed_term = term
@@ -176,6 +186,13 @@ class Following:
             return
         if min(self.verified, self._guard.journal.log.synced_index) > self._reported:
             self._report(leader)
+
+    def tick(self) -> None:
+        """The disk is slow: the leader hears what has arrived."""
+        if self._guard.now() >= self.reply_by:
+            self.reply_by = NEVER_DUE
+            if self._leader[1] is not None:
+                self._report(self._leader[1])
 
     @property
     def leader(self) -> NodeId | None:

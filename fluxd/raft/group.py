@@ -452,9 +452,7 @@ class Group:
         """Timers, the library's tick, the next proposal, answers."""
         self._context.enter()
         self.guard.tick()
-        self.guard.leading.entries_follow = bool(self._queue)
         self._raft.doTick()
-        self.guard.leading.entries_follow = False
         self._settle()
         if self._queue and not self._in_flight and self.guard.is_leader:
             self._propose()
@@ -462,6 +460,7 @@ class Group:
             self._raft.doTick()
             self._settle()
         self.guard.leading.advance_transfer()
+        self.guard.leading.tell_commit()
         self._notice_leader()
 
     def on_log_synced(self) -> None:

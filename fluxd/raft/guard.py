@@ -246,12 +246,13 @@ class Guard(LibraryTransport):
         if self.is_leader:
             self.leading.tick()
         else:
+            self.following.tick()
             self.elections.tick()
 
     @property
     def deadline(self) -> float:
         """When `tick` has something to do without an event."""
-        return self.leading.deadline if self.is_leader else self.elections.deadline
+        return self.leading.deadline if self.is_leader else min(self.elections.deadline, self.following.reply_by)
 
     def on_log_synced(self) -> None:
         """The log's durable end moved."""

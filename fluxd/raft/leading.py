@@ -52,8 +52,6 @@ class Leading:
         self._guard = guard
         self.progress: dict[NodeId, Progress] = {}
         self.term_start = RaftIndex(0)
-        self.entries_follow = False
-        """The next proposal is made in this step: it carries the commit index, no heartbeat need."""
         self._reads: deque[tuple[dict[NodeId, int], ReadDone]] = deque()
         self._transfer: _Transfer | None = None
 
@@ -114,10 +112,18 @@ class Leading:
         if progress.in_flight or progress.rewind_to:
             # entries are on the way on the other stream: do not overtake them with a claim that they arrived
             previous = max(progress.received, self._guard.journal.log.first_index)
-        commit = min(self._guard.journal.commit_index, previous)
-        due = self._guard.now() >= progress.heartbeat_at
-        if due or progress.probe or (commit > progress.commit_sent and not self.entries_follow):
+        if progress.probe or self._guard.now() >= progress.heartbeat_at:
             self._send(peer, progress, previous, [], bulk=False)
+
+    def tell_commit(self) -> None:
+        """At the end of a step: followers who have an entry and were not told with a later one that it is committed.
+
+        Not earlier: the next entry of a busy group tells it too, and those who wait for the commit are answered first.
+        """
+        commit_index = self._guard.journal.commit_index
+        for peer, progress in self.progress.items():
+            if peer != DISK_PEER and min(commit_index, progress.received) > progress.commit_sent:
+                self._send(peer, progress, progress.received, [], bulk=False)
 
     def _send(self, peer: NodeId, progress: Progress, previous: int, frames: list[bytes], *, bulk: bool) -> bool:
         guard = self._guard
