@@ -103,6 +103,8 @@ class RaftJournal(Journal):
         self._wall_ms, self._on_append, self._on_truncate = wall_ms, on_append, on_truncate
         checkpoint = log.checkpoint
         self.commit_index = RaftIndex(min(checkpoint.commit_index, log.last_index) if checkpoint else log.first_index)
+        self._first = self.entry(log.first_index)
+        """The library asks for its first and its last entry dozens of times in each step."""
         self.vote_op = 0
         """Number of the last vote record of this group; what reflects it may leave once that is synced."""
 
@@ -119,7 +121,14 @@ class RaftJournal(Journal):
     @overload
     def __getitem__(self, key: slice) -> EntryRange: ...
     def __getitem__(self, key: int | slice) -> Entry | EntryRange:
-        indexes = range(self.log.first_index, self.log.last_index + 1)
+        log = self.log
+        if key == -1:
+            return FrameRef(log, log.last_index), log.last_index, log.last_term
+        if key == 0:
+            if self._first[1] != log.first_index:
+                self._first = self.entry(log.first_index)
+            return self._first
+        indexes = range(log.first_index, log.last_index + 1)
         if isinstance(key, slice):
             return EntryRange(self, indexes[key])
         return self.entry(indexes[key])
