@@ -30,8 +30,7 @@ def raise_file_limit() -> None:
 
 def tune_allocator() -> None:
     """Have glibc keep what it freed: buffers of about 1 MiB come and go all the time, and each fresh one from the
-    system
-    costs its page faults (446 against 38 us for 8 of them, measured). Another C library is left alone."""
+    system costs its page faults (446 against 38 us for 8 of them, measured). Another C library is left alone."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

@@ -1,6 +1,5 @@
 """How many bytes of requests may be in this node: per connection and in all. Over it the answer is OVERLOADED with a
-delay, never a
-growing heap. (The bound per partition is its queue's, in `raft/group.py`.)
+delay, never a growing heap. (The bound per partition is its queue's, in `raft/group.py`.)
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Fetch and Follow: committed entries from an offset, from any replica up to the high watermark that it knows.
 
-A committed prefix is always true, so no leadership is needed to serve one, and reads go on without a quorum. What
-lies outside of
-what this replica knows is another matter: an offset above its high watermark may be committed at the leader, so the
-leader is asked;
-and only a leader that has just confirmed itself with a majority says OFFSET_OUT_OF_RANGE.
+A committed prefix is always true, so no leadership is needed to serve one, and reads go on without a quorum. What lies
+outside of what this replica knows is another matter: an offset above its high watermark may be committed at the leader,
+so the leader is asked; and only a leader that has just confirmed itself with a majority says OFFSET_OUT_OF_RANGE.
 
 Frames go out as they stand in the file; nothing here parses a batch, except for clients that ask for plain records.
 """

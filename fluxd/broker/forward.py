@@ -1,12 +1,10 @@
 """Passing requests on to the node that can serve them: one hop at most, and bytes as they came.
 
 A forwarded call carries the proof of a node of the cluster and `fluxd-forwarded: 1`: who gets it does not pass it on
-again.
-Produce goes over one stream per node, so that the order of one sender's batches survives the hop.
+again. Produce goes over one stream per node, so that the order of one sender's batches survives the hop.
 
-What is lost on the way: a write whose answer did not come is UNKNOWN, since it may have been carried out. Only where
-no link to the
-other node stands, or the bytes were never handed to the stream, is it REJECTED.
+What is lost on the way: a write whose answer did not come is UNKNOWN, since it may have been carried out. Only where no
+link to the other node stands, or the bytes were never handed to the stream, is it REJECTED.
 """
 
 from __future__ import annotations

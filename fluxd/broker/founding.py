@@ -1,11 +1,9 @@
 """How a node comes to belong to a cluster: it founds it, or meets it.
 
 A cluster is founded once, and only when *all* seed nodes answer "empty" with the same seed list; the one with the
-lowest id does it. Were
-a majority enough, a wiped majority would found a second cluster beside the first. The founding names the directory of
-each seed: an
-empty node that meets a cluster joins it, but its vote stays out unless its directory is the one that was there at the
-founding.
+lowest id does it. Were a majority enough, a wiped majority would found a second cluster beside the first. The founding
+names the directory of each seed: an empty node that meets a cluster joins it, but its vote stays out unless its
+directory is the one that was there at the founding.
 
     power cut before the founder's meta.json is durable   all are empty still: founded again, under another id
     … after it, before anybody has heard of it            the others find it when the founder is back

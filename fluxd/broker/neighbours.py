@@ -1,6 +1,5 @@
 """The other nodes, as this one meets them: what their links and streams tell is passed to those whom it concerns, and
-this
-node's status is told to them.
+this node's status is told to them.
 """
 
 from __future__ import annotations

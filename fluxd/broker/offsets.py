@@ -1,8 +1,8 @@
 """ListOffsets: where a partition begins and ends, and where a time is, for many partitions in one call.
 
 Answered by leaders that have just confirmed themselves with a majority. "Earliest" and times are also answered by any
-replica when
-there is no leader: the log start and what was appended long ago are true anyway, and reads go on without a quorum.
+replica when there is no leader: the log start and what was appended long ago are true anyway, and reads go on without a
+quorum.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ while this node was down is found again when the log is replayed. Files that no 
 have been read yet.
 
 Groups are opened a few at a time with the disk's part off the loop, so that a node with thousands of them stays alive
-to its
-peers.
+to its peers.
 """
 
 from __future__ import annotations

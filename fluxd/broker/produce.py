@@ -1,8 +1,8 @@
 """Produce: from a request to the partition's leader, here or one hop away, and the one answer.
 
 Bytes are touched once: the batch is checked where it is appended and nowhere else; on the way it is passed on as it
-came. A request
-waits for two things only, both bounded: an election that is under way (LEADER_WAIT), and the commit (its own timeout).
+came. A request waits for two things only, both bounded: an election that is under way (LEADER_WAIT), and the commit
+(its own timeout).
 """
 
 from __future__ import annotations

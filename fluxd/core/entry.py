@@ -1,8 +1,7 @@
 """The frame in which one Raft entry is replicated, stored and fetched: encode, check, take apart.
 
 A frame is `tag 0x12, length, LogEntry` (see record.proto), with every header field at a fixed place, so that a header
-can be read
-without a parser and a producer's bytes can only stand behind it:
+can be read without a parser and a producer's bytes can only stand behind it:
 
     position  bytes  content
     0         1      0x12, field 2 of FetchResponse
@@ -19,9 +18,8 @@ without a parser and a producer's bytes can only stand behind it:
     60        …      producers' batches: each 0x12, varint length, RecordBatch
 
 The chain of `previous_checksum` makes a log that was spliced from two fail, and `checksum` at an index stands for
-everything before it.
-Deliberately absent: any check of what is inside a batch. That is the leader's, once, before it appends
-(`core/batch.py`).
+everything before it. Deliberately absent: any check of what is inside a batch. That is the leader's, once, before it
+appends (`core/batch.py`).
 """
 
 from __future__ import annotations

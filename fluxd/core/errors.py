@@ -1,6 +1,5 @@
 """The tree of errors. One class, `FluxError`, carries a stable reason; what is the same for every error of a reason
-(gRPC
-status, whether a retry can help, whether a write with it is surely not done) stands in one table.
+(gRPC status, whether a retry can help, whether a write with it is surely not done) stands in one table.
 
 A broken invariant is not a FluxError: see `InvariantViolation`.
 """
@@ -155,9 +154,8 @@ class FluxError(Exception):
 class CorruptDataError(Exception):
     """Bytes are not what they claim to be: the one error that decoding of foreign bytes raises.
 
-    Nothing is written when it is raised. At the API's edge it becomes CORRUPT_BATCH; in recovery it is judged as
-    torn tail
-    or corruption.
+    Nothing is written when it is raised. At the API's edge it becomes CORRUPT_BATCH; in recovery it is judged as torn
+    tail or corruption.
     """
 
 

@@ -1,6 +1,5 @@
-"""One form of an error for each place: `FluxError` in the code, google.rpc.Status as the details of a failed call,
-and Error
-of errors.proto inside a response. All three carry the same content, and the forms are inverse to each other.
+"""One form of an error for each place: `FluxError` in the code, google.rpc.Status as the details of a failed call, and
+Error of errors.proto inside a response. All three carry the same content, and the forms are inverse to each other.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 lets it (audit C6).
 
 A campaign begins with a pre-vote round that changes nothing anywhere. Stickiness: while a leader was heard within the
-minimum election timeout, or
-while leading in contact with a majority, a replica grants neither pre-vote nor vote; a requested transfer bypasses
-that. So a node that was cut
-off, or that hears nobody, does not disturb a working group, and terms do not grow.
+minimum election timeout, or while leading in contact with a majority, a replica grants neither pre-vote nor vote; a
+requested transfer bypasses that. So a node that was cut off, or that hears nobody, does not disturb a working group,
+and terms do not grow.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """One replica of one partition's Raft group: proposals and their one answer each, roles, reads that must be current.
 
 One Raft round is in flight: while an entry is being committed, what arrives waits in a bounded queue and becomes the
-next entry. Answers (audit C8): no
-callback is given to the library; a proposal is appended in the very call that makes it, remembered with its term,
-COMMITTED when the commit index
-reaches it in the same leadership, UNKNOWN when leadership ends first; what still waited in the queue is REJECTED.
+next entry. Answers (audit C8): no callback is given to the library; a proposal is appended in the very call that makes
+it, remembered with its term, COMMITTED when the commit index reaches it in the same leadership, UNKNOWN when leadership
+ends first; what still waited in the queue is REJECTED.
 """
 
 from __future__ import annotations
@@ -188,9 +187,9 @@ class Group:
     def submit(self, append: Append) -> None:
         """Append a batch; `append.done` is called exactly once.
 
-        REJECTED at once: not the leader, no quorum, queue full, wrong expected offset, sequence out of order.
-        After that: COMMITTED, or
-        REJECTED if leadership ends while it still waits, or UNKNOWN if leadership ends once it is in the log.
+        REJECTED at once: not the leader, no quorum, queue full, wrong expected offset, sequence out of order. After
+        that: COMMITTED, or REJECTED if leadership ends while it still waits, or UNKNOWN if leadership ends once it is
+        in the log.
         """
         refusal = self._refusal(len(append.batch))
         if refusal is not None:

@@ -1,10 +1,9 @@
 """The guard: what stands between pysyncobj and the world, so that a sound core is not undone by an unsound protocol.
 
 To the library it is a Transport. Every message to or from a peer passes here: strangers, other generations and old
-terms are fenced off, and
-what the library gets to see is rewritten so that it can only do what Raft allows. The parts: `leading` (the leader's
-side), `following` (the
-follower's), `elections`, `outbox` (nothing leaves before the vote that it reflects is durable).
+terms are fenced off, and what the library gets to see is rewritten so that it can only do what Raft allows. The parts:
+`leading` (the leader's side), `following` (the follower's), `elections`, `outbox` (nothing leaves before the vote that
+it reflects is durable).
 
 Nothing here may be called from inside `send`: the library is in the middle of a step then.
 """
@@ -132,9 +131,8 @@ class Guard(LibraryTransport):
         self.inject(peer, {"type": "next_node_idx", "reset": False, "success": True, "next_node_idx": match_index + 1})
 
     def adopt_term(self, peer: NodeId, term: int) -> None:
-        """A higher term was seen in a reply: step down through the front door. A last term of -1 is behind
-        any log, so no
-        vote is granted."""
+        """A higher term was seen in a reply: step down through the front door. A last term of -1 is behind any log, so
+        no vote is granted."""
         self.inject(peer, {"type": "request_vote", "term": term, "last_log_index": 0, "last_log_term": -1})
 
     def expose(self, peer: NodeId) -> None:

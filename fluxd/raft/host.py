@@ -1,8 +1,8 @@
 """All Raft groups of a node: opens them, steps those that have work, has their files synced, keeps their timers.
 
-Nothing polls. A group is stepped when a message, a proposal, a finished sync or a deadline asks for it; all groups
-that became ready in one turn of the
-loop are stepped together, then their dirty files go to the pool, one job per group and one for the votes of all.
+Nothing polls. A group is stepped when a message, a proposal, a finished sync or a deadline asks for it; all groups that
+became ready in one turn of the loop are stepped together, then their dirty files go to the pool, one job per group and
+one for the votes of all.
 
 Fail-stop: any exception in a group's step takes that replica out, and no other.
 """

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 DISK_PEER = NodeId(0)
 """The second voter that the library sees in a group of one: this node's own disk. It votes and acknowledges when the
-disk has it, so a
-group of one counts nothing before its sync (H10)."""
+disk has it, so a group of one counts nothing before its sync (H10)."""
 
 _ALL = 1 << 62
 

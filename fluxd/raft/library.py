@@ -1,15 +1,13 @@
 """pysyncobj 0.3.17: the one version whose source was audited, how it is configured, and the clock it sees.
 
 The library as shipped loses acknowledged records. What closes that is outside of it: a journal (`journal.py`), a
-transport that is a guard
-(`guard.py`), this configuration, and messages delivered through its public callbacks. Nothing of it is edited,
-overridden or vendored; its module-level
-clock, random source and journal factory are set here, and one private attribute is written once (`build`).
+transport that is a guard (`guard.py`), this configuration, and messages delivered through its public callbacks. Nothing
+of it is edited, overridden or vendored; its module-level clock, random source and journal factory are set here, and one
+private attribute is written once (`build`).
 
 Its clock stands still during a step and has moved by at least STEP between two steps of a node. So its time-bounded
-loops end
-on their own conditions, and `appendEntriesPeriod` never caps the rate of commits (5 ms would mean 184 a second with
-one entry in flight).
+loops end on their own conditions, and `appendEntriesPeriod` never caps the rate of commits (5 ms would mean 184 a
+second with one entry in flight).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A replica that takes no part: it neither votes nor acknowledges, and says why.
 
 Its vote is bound to a data directory that is not this one, or its votes or its log are missing or corrupt. If it took
-part all the same, one wiped disk and one
-absent node would lose acknowledged records: an empty voter elects an empty leader.
+part all the same, one wiped disk and one absent node would lose acknowledged records: an empty voter elects an empty
+leader.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What must be read from disk before a replica can take part: its log, and the producer table that the log says.
 
-Blocking, and free of the loop's state: it may run in another thread. The table is restored from its last snapshot,
-and only the
-frames behind that are read.
+Blocking, and free of the loop's state: it may run in another thread. The table is restored from its last snapshot, and
+only the frames behind that are read.
 """
 
 from __future__ import annotations

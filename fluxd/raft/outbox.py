@@ -1,9 +1,8 @@
 """A group's outgoing messages: stamped with group, generation and term, and held until the node's votes are durable.
 
 The library records a new term or vote and returns at once; the record is synced in the background, one sync for all
-groups of the node.
-Until it covers this group's last record, nothing that reflects it may be seen by anybody: every message waits here
-(audit C5, invariant I7).
+groups of the node. Until it covers this group's last record, nothing that reflects it may be seen by anybody: every
+message waits here (audit C5, invariant I7).
 """
 
 from __future__ import annotations

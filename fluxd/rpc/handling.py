@@ -1,9 +1,8 @@
 """From a plain async function to a gRPC handler: parse, serve, map what went wrong, one log line.
 
-All methods take bytes and give bytes. So malformed protobuf becomes our own INVALID_ARGUMENT (gRPC's deserialiser
-would answer an opaque
-INTERNAL), and what is bytes already goes out without being touched. Whatever a handler raises ends its call and
-nothing else.
+All methods take bytes and give bytes. So malformed protobuf becomes our own INVALID_ARGUMENT (gRPC's deserialiser would
+answer an opaque INTERNAL), and what is bytes already goes out without being touched. Whatever a handler raises ends its
+call and nothing else.
 """
 
 from __future__ import annotations

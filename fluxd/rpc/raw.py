@@ -1,10 +1,8 @@
 """ProduceRequest without taking the batch apart.
 
 The same messages are built once more at import, from the descriptors of log.proto, with one change: field 3 of
-ProduceRequest is `bytes`
-instead of RecordBatch. On the wire that is the same (a length and bytes), so protobuf's C parser hands out the batch
-as it came, and
-whoever is not its leader passes on the request as it came.
+ProduceRequest is `bytes` instead of RecordBatch. On the wire that is the same (a length and bytes), so protobuf's C
+parser hands out the batch as it came, and whoever is not its leader passes on the request as it came.
 """
 
 from __future__ import annotations
