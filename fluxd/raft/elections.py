@@ -1,5 +1,5 @@
 """When to campaign, and for whom to vote. The library's own timers never decide: it campaigns only when the guard
-lets it (audit C6).
+lets it (C6 in docs/raft.md).
 
 A campaign begins with a pre-vote round that changes nothing anywhere. Stickiness: while a leader was heard within the
 minimum election timeout, or while leading in contact with a majority, a replica grants neither pre-vote nor vote; a

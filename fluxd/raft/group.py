@@ -1,7 +1,7 @@
 """One replica of one partition's Raft group: proposals and their one answer each, roles, reads that must be current.
 
 One Raft round is in flight: while an entry is being committed, what arrives waits in a bounded queue and becomes the
-next entry. Answers (audit C8): no callback is given to the library; a proposal is appended in the very call that makes
+next entry. Answers (C8 in docs/raft.md): no callback is given to the library; a proposal is appended in the very call that makes
 it, remembered with its term, COMMITTED when the commit index reaches it in the same leadership, UNKNOWN when leadership
 ends first; what still waited in the queue is REJECTED.
 """

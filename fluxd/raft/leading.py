@@ -1,6 +1,6 @@
 """The leader's side of the guard: what the library wants to send, and what the followers' replies are worth.
 
-Closes (audit numbers): replies of an old leadership are dropped (C1, H7); a rewind is honoured once (C1, H2);
+Closes (numbers of docs/raft.md): replies of an old leadership are dropped (C1, H7); a rewind is honoured once (C1, H2);
 nextIndex is put back after each
 acknowledgement (C2, H29); a match counts no further than the leader's own disk (C5, H10); bytes in flight per
 follower are bounded by hiding it

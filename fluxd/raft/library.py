@@ -102,7 +102,7 @@ def build(
     transport: Transport,
     on_state: Callable[[int, int], None],
 ) -> pysyncobj.SyncObj:
-    """Construct the library's state machine for one replica (audit C0, C8).
+    """Construct the library's state machine for one replica (C0 and C8 in docs/raft.md).
 
     Args:
         others: the other voters; not empty (see `guard.DISK_PEER`).

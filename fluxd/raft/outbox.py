@@ -2,7 +2,7 @@
 
 The library records a new term or vote and returns at once; the record is synced in the background, one sync for all
 groups of the node. Until it covers this group's last record, nothing that reflects it may be seen by anybody: every
-message waits here (audit C5, invariant I7).
+message waits here (C5 in docs/raft.md, invariant I7).
 """
 
 from __future__ import annotations

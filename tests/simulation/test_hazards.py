@@ -1,5 +1,4 @@
-"""Each hazard of pysyncobj that the guard closes, as the schedule that shows it on the bare library (H numbers as in
-the audit).
+"""Each hazard of pysyncobj that the guard closes, as the schedule that shows it on the bare library (H in docs/raft.md).
 
 Random schedules alone miss half of these: keep them.
 """
