@@ -1,8 +1,8 @@
 """The follower's side of the guard: an AppendEntries is compared with the own log *before* the library sees it.
 
 The library truncates everything behind the previous index, whether it conflicts or not, and commits whatever then lies
-below the leader's commit index. So it is shown only what is new or conflicts (C3 in docs/raft.md; H1, H3, H24), and a commit
-index clamped to what this message verified (C4; H4).
+below the leader's commit index. So it is shown only what is new or conflicts (C3 in docs/raft.md; H1, H3, H24), and a
+commit index clamped to what this message verified (C4; H4).
 
 Liveness and durability are apart (C5 as amended): an AppendEntries that brings nothing new is answered at once; one
 with new entries when a sync has covered them, or after REPLY_DELAY_MAX with what is durable by then, and again when a

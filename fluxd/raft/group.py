@@ -1,9 +1,9 @@
 """One replica of one partition's Raft group: proposals and their one answer each, roles, reads that must be current.
 
 One Raft round is in flight: while an entry is being committed, what arrives waits in a bounded queue and becomes the
-next entry. Answers (C8 in docs/raft.md): no callback is given to the library; a proposal is appended in the very call that makes
-it, remembered with its term, COMMITTED when the commit index reaches it in the same leadership, UNKNOWN when leadership
-ends first; what still waited in the queue is REJECTED.
+next entry. Answers (C8 in docs/raft.md): no callback is given to the library; a proposal is appended in the very call
+that makes it, remembered with its term, COMMITTED when the commit index reaches it in the same leadership, UNKNOWN when
+leadership ends first; what still waited in the queue is REJECTED.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ class Group:
             self._late.append((verdict.raft_index, append, verdict))
 
     def _propose(self) -> None:
-        batch: list[_Waiting] = []
+        batch = self._in_flight = list[_Waiting]()  # now, so that a failure below answers them
         size = 0
         while self._queue and (not batch or size + len(self._queue[0].append.batch) <= limits.ENTRY_BYTES_TARGET):
             waiting = self._queue.popleft()
@@ -310,7 +310,7 @@ class Group:
             record_count=offset - log.log_end_offset, previous_checksum=log.last_checksum,
             batches=[waiting.append.batch for waiting in batch],
         )  # fmt: skip
-        self._in_flight = self._proposing = batch
+        self._proposing = batch
         self._raft._applyCommand(frame, None)
         self._raft._checkCommandsToApply()
         self._proposing = None
@@ -354,8 +354,8 @@ class Group:
         self.high_watermark = self.log.next_offset_at(commit)
         self.producers.commit(commit)
         if self._in_flight and self._in_flight[0].index <= commit:
+            epoch = self.log.term_at(self._in_flight[0].index)
             done, self._in_flight = self._in_flight, []
-            epoch = self.log.term_at(done[0].index)
             for waiting in done:
                 self._answer(waiting, epoch)
         reached = [late for late in self._late if late[0] <= commit]

@@ -342,10 +342,17 @@ class Host:
         """
         for group in self._active():
             if group.log.dirty and group.group_id not in self._syncing:
-                job = group.log.begin_sync()
-                for step in job.steps:
-                    step()
-                group.log.finish_sync(job, group.commit_index)
+                try:
+                    self._sync_now(group)
+                except OSError as error:
+                    self._log_event("last_sync_failed", group=str(group.group_id), why=str(error))
         self._stopped = True
         for group_id in tuple(self.groups):
             self.close(group_id)
+
+    @staticmethod
+    def _sync_now(group: Group) -> None:
+        job = group.log.begin_sync()
+        for step in job.steps:
+            step()
+        group.log.finish_sync(job, group.commit_index)

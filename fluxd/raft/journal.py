@@ -1,8 +1,8 @@
 """pysyncobj's journal over the partition's log and the node's votes: Raft's log *is* the partition's log.
 
 The library never sees an entry's bytes: it gets a `FrameRef`, which knows its length and its first byte (0x12: keeps
-the library off every path that unpickles: C9 in docs/raft.md). Slices are lazy (C12). Terms and votes are recorded at once and
-are durable later; the guard holds every message until they are (C5).
+the library off every path that unpickles: C9 in docs/raft.md). Slices are lazy (C12). Terms and votes are recorded at
+once and are durable later; the guard holds every message until they are (C5).
 
 Fail-stop: a gap, a falling term, or a truncation at or below the commit index raises InvariantViolation, and the
 replica stops.

@@ -1,4 +1,5 @@
-"""Each hazard of pysyncobj that the guard closes, as the schedule that shows it on the bare library (H in docs/raft.md).
+"""Each hazard of pysyncobj that the guard closes, as the schedule that shows it on the bare library (H in
+docs/raft.md).
 
 Random schedules alone miss half of these: keep them.
 """
