@@ -15,7 +15,10 @@ from tests.chaos.plan import Fault, Kind, choose
 from tests.chaos.switch import Rule
 
 _CUT = Rule(lost=1.0)
-_SILENT = "power"
+_SILENT = "without power:"
+_AGAIN = 0.4
+"""Probability that nodes which come back are hit once more while they start."""
+_AGAIN_SECONDS_MAX = 1.5
 
 
 class Nemesis(threading.Thread):
@@ -74,10 +77,25 @@ class ProcessNemesis(Nemesis):
     lost = power.Lost()
 
     def strike(self, fault: Fault, hit: Sequence[int]) -> None:
-        """Down or still, for a while."""
-        nodes = [self._nodes.all[number] for number in hit]
+        """Down or still, for a while; some are back earlier than others, and are hit again while they start."""
         rng = random.Random(fault.choice)
-        match fault.kind:
+        self._hit(fault.kind, hit, rng)
+        ends = sorted((fault.seconds * rng.choice((1, rng.random())), number) for number in hit)
+        began = time.monotonic()
+        for seconds, number in ends:
+            if self.over.wait(max(0.0, began + seconds - time.monotonic())):
+                return
+            self._bring_back(number)
+        if fault.kind in (Kind.KILL, Kind.POWER_CUT) and rng.random() < _AGAIN:
+            self.over.wait(rng.uniform(0, _AGAIN_SECONDS_MAX))
+            self.counts[f"{fault.kind} again"] += 1
+            self._hit(fault.kind, hit, rng)
+            self.over.wait(rng.random())
+        self.heal()
+
+    def _hit(self, kind: Kind, hit: Sequence[int], rng: random.Random) -> None:
+        nodes = [self._nodes.all[number] for number in hit]
+        match kind:
             case Kind.PAUSE:
                 for node in nodes:
                     node.pause()
@@ -88,14 +106,13 @@ class ProcessNemesis(Nemesis):
             case _:
                 for node in nodes:
                     node.kill()
-        self.over.wait(fault.seconds)
-        self.heal()
 
     def _cut_power(self, hit: Sequence[int], rng: random.Random) -> None:
         """A machine without power says no goodbye: its connections fall silent instead of being closed."""
         network = self._nodes.network
         if network.can_be_cut:
-            network.set_rules(_SILENT, between(hit, [CLIENTS, *self._nodes.all], _CUT))
+            for number in hit:
+                network.set_rules(f"{_SILENT} {number}", between([number], [CLIENTS, *self._nodes.all], _CUT))
         for number in hit:
             lost = self._nodes.all[number].cut_power(rng)
             self.lost.writes += lost.writes
@@ -118,12 +135,15 @@ class ProcessNemesis(Nemesis):
 
     def heal(self) -> None:
         """All run."""
-        self._nodes.network.clear(_SILENT)
-        for node in self._nodes.all.values():
-            if node.state is State.PAUSED:
-                node.resume()
-            elif node.state is State.DOWN:
-                node.start()
+        for number in self._nodes.all:
+            self._bring_back(number)
+
+    def _bring_back(self, number: int) -> None:
+        self._nodes.network.clear(f"{_SILENT} {number}")
+        node = self._nodes.all[number]
+        if node.state is State.PAUSED:
+            node.resume()
+        node.start()
 
 
 class NetworkNemesis(Nemesis):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ SECRET = "chaos-test-secret"
 _STOP_SECONDS = 20.0
 # What a node that is well never says, whatever happens around it: its files are whole, only unsynced bytes were lost.
 _ALARMS = frozenset({"replica_unadmitted", "replica_failed", "node_gave_up", "snapshot_failed"})
+# The transport library writes lines of its own when a connection ends.
+_TRANSPORT_LINE = re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d")
 
 
 class State(Enum):
@@ -80,17 +83,18 @@ class ChaosNode:
         return power.cut(self.data, rng)
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """SIGTERM; the exit code, 0 also where a process that had not begun to serve was ended by the signal."""
         with self._lock:
-            self.state = State.DOWN
+            serving, self.state = self.state is State.UP, State.DOWN
             assert self._process is not None
             self._process.terminate()
             try:
-                return self._process.wait(_STOP_SECONDS)
+                code = self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
                 return -signal.SIGKILL
+            return 0 if code == -signal.SIGTERM and not serving else code
 
     def pause(self) -> None:
         """SIGSTOP."""
@@ -130,6 +134,8 @@ class ChaosNode:
             event: dict[str, Any] = {}
             with contextlib.suppress(ValueError):
                 event = json.loads(line)
+            if _TRANSPORT_LINE.match(line):
+                continue
             if not event or event.get("event") in _ALARMS or event.get("level") in ("error", "critical"):
                 yield f"node {self.number}: {line[:600]}"
 
