@@ -50,6 +50,8 @@ class Index:
         self.offset_of_send, self.by_offset = self._by_offset()
         """Where each send is: acknowledged, or of unknown outcome and read; NOTHING: nobody knows. And for each
         partition the sends whose offset is known, by offset."""
+        self.acknowledged = self._acknowledged()
+        """For each partition, its acknowledged sends by offset."""
         self.acknowledged_end = self._acknowledged_ends()
         """One above the highest acknowledged offset of each partition."""
         self.unconfirmed = list(self._unconfirmed())
@@ -87,22 +89,18 @@ class Index:
                 rows[partition].append(row)
         return offsets, [array("i", sorted(some, key=offsets.__getitem__)) for some in rows]
 
-    def acknowledged_by_offset(self, partition: int) -> Iterator[int]:
-        """Acknowledged sends of a partition, by offset."""
+    def _acknowledged(self) -> list[array[int]]:
         outcome = self.history.sends.outcome
-        return (row for row in self.by_offset[partition] if outcome[row] == Outcome.OK)
+        return [array("i", [row for row in rows if outcome[row] == Outcome.OK]) for rows in self.by_offset]
 
     def _acknowledged_ends(self) -> list[int]:
         sends = self.history.sends
-        return [
-            max((sends.offset[row] + sends.count(row) for row in self.acknowledged_by_offset(partition)), default=0)
-            for partition in range(len(self.partition_names))
-        ]
+        return [max((sends.offset[row] + sends.count(row) for row in rows), default=0) for rows in self.acknowledged]
 
     def _unconfirmed(self) -> Iterator[Unconfirmed]:
         sends = self.history.sends
-        for partition, log in enumerate(self.logs):
-            for row in self.acknowledged_by_offset(partition):
+        for log, rows in zip(self.logs, self.acknowledged, strict=True):
+            for row in rows:
                 ids, offset = sends.values(row), sends.offset[row]
                 if log.holds(offset, ids):
                     continue

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import compress
 
 from fluxlog.checker.columns import NOTHING
 from fluxlog.checker.history import Outcome, Phase
@@ -23,31 +26,27 @@ class Progress:
     def __init__(self, index: Index) -> None:
         marks = index.history.phases
         self.parts = [Phase.START.value, *(phase.value for _, phase in marks)]
-        self._times = [time for time, _ in marks]
+        self._part = partial(bisect_right, [time for time, _ in marks])
         self.begun = [Counter[str]() for _ in self.parts]
         self.succeeded = [Counter[str]() for _ in self.parts]
         self._count(index)
         self._final_read = not math.isinf(index.final_read_began)
 
-    def _part(self, time: float) -> int:
-        return bisect_right(self._times, time)
-
     def _count(self, index: Index) -> None:
         sends, polls, observed = index.history.sends, index.history.polls, index.history.observations
-        columns = zip(sends.invoked, sends.completed, sends.outcome, sends.expected_offset, strict=True)
-        for invoked, completed, outcome, expected in columns:
-            kinds = ("send",) if expected == NOTHING else ("send", "conditional_send")
-            self.begun[self._part(invoked)].update(kinds)
-            if outcome == Outcome.OK:
-                self.succeeded[self._part(completed)].update(kinds)
-        for row, (invoked, completed) in enumerate(zip(polls.invoked, polls.completed, strict=True)):
-            self.begun[self._part(invoked)]["poll"] += 1
-            if polls.runs(row):
-                self.succeeded[self._part(completed)]["poll"] += 1
-        for invoked, completed, latest in zip(observed.invoked, observed.completed, observed.latest, strict=True):
-            if latest:
-                self.begun[self._part(invoked)]["latest"] += 1
-                self.succeeded[self._part(completed)]["latest"] += 1
+        acknowledged = array("b", [outcome == Outcome.OK for outcome in sends.outcome])
+        conditional = array("b", [expected != NOTHING for expected in sends.expected_offset])
+        won = map(min, conditional, acknowledged)
+        self._add("send", sends.invoked, compress(sends.completed, acknowledged))
+        self._add("conditional_send", compress(sends.invoked, conditional), compress(sends.completed, won))
+        self._add("poll", polls.invoked, compress(polls.completed, map(polls.runs, range(len(polls)))))
+        self._add("latest", compress(observed.invoked, observed.latest), compress(observed.completed, observed.latest))
+
+    def _add(self, kind: str, begun: Iterable[float], succeeded: Iterable[float]) -> None:
+        """Count times of one kind of operation by the part that they fall into."""
+        for times, counts in ((begun, self.begun), (succeeded, self.succeeded)):
+            for part, count in Counter(map(self._part, times)).items():
+                counts[part][kind] += count
 
     def gaps(self) -> Iterator[str]:
         """What is missing for a proof."""

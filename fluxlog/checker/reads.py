@@ -48,18 +48,16 @@ def merge(history: History) -> tuple[list[OffsetMap], list[Conflict], list[Jump]
     jumps: list[Jump] = []
     polls, readers = history.polls, _Readers(history.assignments)
     for row, (process, assignment) in enumerate(zip(polls.process, polls.assignment, strict=True)):
-        runs = polls.runs(row)
-        if not runs:
-            continue
         positions = readers.positions(process, assignment)
-        for run in runs:
+        for run in polls.runs(row):
             partition, offset, ids = polls.run_partition[run], polls.run_offset[run], polls.run_values(run)
-            expected, previous = positions.get(partition, (offset, NOTHING))
-            if expected != offset:
-                jumps.append(Jump(row, partition, expected, offset, previous))
+            position = positions.get(partition)
+            if position is not None and position[0] != offset:
+                jumps.append(Jump(row, partition, position[0], offset, position[1]))
             positions[partition] = offset + len(ids), row
             different = logs[partition].put(offset, ids)
-            conflicts += [Conflict(row, partition, offset + position, ids[position]) for position in different]
+            if different:
+                conflicts += [Conflict(row, partition, offset + position, ids[position]) for position in different]
     return logs, conflicts, jumps
 
 

@@ -106,24 +106,27 @@ def _worst_lag(index: Index) -> Json:
     """
     polls, assignments = index.history.polls, index.history.assignments
     oldest = [_Oldest(index, partition) for partition in range(len(index.logs))]
-    positions: dict[tuple[int, int], tuple[int, int]] = {}
-    worst, where = 0.0, {}
-    for row, (process, number) in enumerate(zip(polls.process, polls.assignment, strict=True)):
+    positions: dict[tuple[int, int], int] = {}
+    worst, where = 0.0, (NOTHING, NOTHING, NOTHING)
+    for row, (number, invoked) in enumerate(zip(polls.assignment, polls.invoked, strict=True)):
+        if number == NOTHING:
+            continue
         for run in polls.runs(row):
             partition = polls.run_partition[run]
-            known, position = positions.get((process, partition), (NOTHING, NOTHING))
-            positions[process, partition] = number, polls.run_end(run)
-            if number == NOTHING:
-                continue
-            if known != number:
-                position = polls.run_offset[run]
-            lag = polls.invoked[row] - max(oldest[partition].at(position), assignments[number].time)
+            position = positions.get((number, partition), polls.run_offset[run])
+            positions[number, partition] = polls.run_end(run)
+            lag = invoked - max(oldest[partition].at(position), assignments[number].time)
             if lag > worst:
-                worst, where = lag, {
-                    "process": index.process_names[process], "partition": index.partition_names[partition],
-                    "offset": position,
-                }  # fmt: skip
-    return {"seconds": worst, **where}
+                worst, where = lag, (number, partition, position)
+    if not worst:
+        return {"seconds": 0.0}
+    number, partition, position = where
+    return {
+        "seconds": worst,
+        "process": index.process_names[assignments[number].process],
+        "partition": index.partition_names[partition],
+        "offset": position,
+    }
 
 
 class _Oldest:
@@ -131,7 +134,7 @@ class _Oldest:
 
     def __init__(self, index: Index, partition: int) -> None:
         sends = index.history.sends
-        rows = list(index.acknowledged_by_offset(partition))
+        rows = index.acknowledged[partition]
         self._lasts = array("q", [sends.offset[row] + sends.count(row) - 1 for row in rows])
         self._times = array("d", [sends.completed[row] for row in rows])
         for position in range(len(rows) - 2, -1, -1):

@@ -29,9 +29,9 @@ def watermark_back(index: Index) -> Iterator[Finding]:
 def epoch_back(index: Index) -> Iterator[Finding]:
     """A record was appended in a lower epoch than one below it."""
     sends = index.history.sends
-    for partition in range(len(index.logs)):
+    for partition, rows in enumerate(index.acknowledged):
         before = NOTHING
-        for row in index.acknowledged_by_offset(partition):
+        for row in rows:
             epoch = sends.leader_epoch[row]
             if epoch == NOTHING:
                 continue

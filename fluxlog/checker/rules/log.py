@@ -26,9 +26,9 @@ def inconsistent_offset(index: Index) -> Iterator[Finding]:
             (ReadRef(partition, offset, other), ReadRef(partition, offset, value, row)),
         )
     sends = index.history.sends
-    for partition in range(len(index.logs)):
+    for partition, rows in enumerate(index.acknowledged):
         end, highest = 0, NOTHING
-        for row in index.acknowledged_by_offset(partition):
+        for row in rows:
             offset = sends.offset[row]
             if offset < end:
                 yield Finding(

@@ -62,7 +62,7 @@ def stale_latest(index: Index) -> Iterator[Finding]:
         if latest:
             questions[partition].append(row)
     for partition, asked in questions.items():
-        acknowledged = sorted(index.acknowledged_by_offset(partition), key=sends.completed.__getitem__)
+        acknowledged = sorted(index.acknowledged[partition], key=sends.completed.__getitem__)
         times = [sends.completed[row] for row in acknowledged]
         highest: list[int] = []
         for row in acknowledged:
