@@ -1,0 +1,227 @@
+"""Nothing is said before the disk has it, and a disk that lost something says nothing. Each test is the one that fails
+when its measure is taken out (`mutants.py`)."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+
+import pytest
+
+from fluxd.core.entry import HEADER_BYTES, EntryKind, build_frame
+from fluxd.core.types import NodeId, RaftIndex, Term
+from fluxd.raft.group import Role
+from fluxd.raft.outbox import Outbox
+from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, State, StateFile
+from fluxd.storage.log import PartitionLog
+from fluxlog.v1 import peer_pb2
+from tests.simulation.disk import Keep, SimDisk
+from tests.simulation.invariants import DIRECTORY, Violation
+from tests.simulation.lab import Lab, outcome
+from tests.simulation.node import GROUP, VOTES
+
+
+def _bodies(lab: Lab, source: int) -> set[str | None]:
+    return {m.WhichOneof("body") for s, _, m in lab.network.sent if s == source}
+
+
+def test_a_vote_leaves_when_it_is_on_disk() -> None:
+    """Both voters' disks hang: the candidate hears of their votes when these are synced."""
+    lab = Lab()
+    for node in (2, 3):
+        lab.nodes[NodeId(node)].speed.hung_until = 0.15
+    lab.until(lambda: lab[2].journal.getVotedForNodeId() == 1 and lab[3].journal.getVotedForNodeId() == 1)
+    lab.run(0.15 - lab.simulator.now)
+    assert "vote_reply" not in _bodies(lab, 2) | _bodies(lab, 3)
+    lab.until(lambda: lab.leader() == 1)
+
+
+def test_a_candidate_asks_when_its_term_is_on_disk() -> None:
+    """Its disk hangs: nobody hears of the term that it has begun."""
+    lab = Lab()
+    lab.nodes[NodeId(1)].speed.hung_until = 0.5
+    lab.until(lambda: lab[1].term == 1)
+    lab.run(0.4 - lab.simulator.now)
+    assert "vote_request" not in _bodies(lab, 1)
+    lab.until(lambda: "vote_request" in _bodies(lab, 1))
+
+
+class _Wire:
+    """A Transport that remembers."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+
+    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
+        self.sent.append(message.term)
+        return True
+
+    def is_connected(self, peer: NodeId) -> bool:
+        return True
+
+
+def test_what_was_held_and_belongs_to_an_old_term_is_dropped() -> None:
+    """An acknowledgement waited for the votes of term 1; meanwhile the replica has moved on."""
+    wire, state = _Wire(), {"term": 1, "durable": False}
+    outbox = Outbox(GROUP, 0, wire, term=lambda: state["term"], votes_durable=lambda: bool(state["durable"]))
+    outbox.send(NodeId(2), outbox.message())
+    state["term"] = 2
+    outbox.send(NodeId(2), outbox.message())
+    outbox.release()
+    assert wire.sent == []
+    state["durable"] = True
+    outbox.release()
+    assert wire.sent == [2]
+
+
+def _log_of(disk: SimDisk) -> PartitionLog:
+    """Entries 1 to 6 written, 1 to 4 synced."""
+    log = PartitionLog.create(disk, DIRECTORY, GROUP, 0, segment_bytes=1 << 20)
+    for index in range(2, 5):
+        log.append(_entry(log, index))
+    job = log.begin_sync()
+    for index in range(5, 7):
+        log.append(_entry(log, index))
+    for step in job.steps:
+        step()
+    log.finish_sync(job, RaftIndex(2))
+    return log
+
+
+def _entry(log: PartitionLog, index: int) -> bytes:
+    return build_frame(
+        kind=EntryKind.NO_OP, base_offset=0, raft_index=index, leader_epoch=1, append_time_ms=0, record_count=0,
+        previous_checksum=log.last_checksum,
+    )  # fmt: skip
+
+
+def test_a_truncation_is_on_disk_when_it_returns() -> None:
+    """Else a power cut may leave a mixture of what was removed and of what was written in its place."""
+    disk = SimDisk(random.Random(1))
+    log = _log_of(disk)
+    log.truncate_suffix(RaftIndex(4))
+    durable = disk.durable_bytes(_segment(disk))
+    assert durable == disk.current_bytes(_segment(disk))
+    assert durable is not None and len(durable) == 3 * HEADER_BYTES
+
+
+@pytest.mark.parametrize("keep", [Keep.NOTHING, Keep.EVERYTHING])
+def test_a_truncated_log_is_no_corrupt_one(keep: Keep) -> None:
+    """Power goes after a truncation below the sync mark: the mark has fallen with it."""
+    disk = SimDisk(random.Random(1))
+    log = _log_of(disk)
+    log.truncate_suffix(RaftIndex(3))
+    assert log.synced_index == 2
+    disk.power_cut(keep)
+    assert PartitionLog.open(disk, DIRECTORY, GROUP, 0, segment_bytes=1 << 20).last_index == 2
+
+
+def test_a_checkpoint_holds_no_more_than_what_is_on_disk() -> None:
+    """A follower knows more to be committed than it has synced: after a power cut it must not claim it."""
+    disk = SimDisk(random.Random(1))
+    log = _log_of(disk)
+    job = log.begin_sync()
+    log.append(_entry(log, 7))
+    for step in job.steps:
+        step()
+    log.finish_sync(job, RaftIndex(7))
+    disk.power_cut(Keep.EVERYTHING)
+    opened = PartitionLog.open(disk, DIRECTORY, GROUP, 0, segment_bytes=1 << 20)
+    assert opened.checkpoint is not None and opened.checkpoint.commit_index == 6
+
+
+def test_a_checkpoint_that_names_other_entries_is_ignored() -> None:
+    """The term there tells: the log was replaced, and its entry at that index may never have been committed."""
+    disk = SimDisk(random.Random(1))
+    _log_of(disk).close()
+    path = f"{DIRECTORY}/{STATE_NAME}"
+    for term, valid in ((1, True), (2, False)):
+        state = StateFile.open(disk, path)
+        assert state is not None and state.state is not None
+        state.write_synced(State(state.state.mark, Checkpoint(RaftIndex(3), Term(term), 0)))
+        state.close()
+        log = PartitionLog.open(disk, DIRECTORY, GROUP, 0, segment_bytes=1 << 20)
+        assert (log.checkpoint is not None) is valid
+        log.close()
+
+
+@pytest.mark.parametrize("path", [".seg", VOTES])
+def test_a_replica_whose_sync_fails_stops(path: str) -> None:
+    """What the disk holds is not known any more: it neither acknowledges nor votes."""
+    lab = Lab()
+    lab.elect(1)
+    lab.run(0.5)
+    lab.nodes[NodeId(2)].disk.fail_next("sync", OSError(errno.EIO, "bad disk"), path=path)
+    with pytest.raises(Violation, match=r"node 2 stopped itself: .*sync.*bad disk"):
+        if path == VOTES:
+            lab.kill(1)
+        else:
+            lab.propose(1, b"x")
+        lab.run(5.0)
+
+
+def _remove_votes(disk: SimDisk) -> None:
+    disk.remove(VOTES)
+    disk.sync_directory("")
+
+
+def _flip_votes(disk: SimDisk) -> None:
+    disk.flip_bit(VOTES, 4)
+
+
+def _remove_log(disk: SimDisk) -> None:
+    disk.remove_tree(DIRECTORY)
+    disk.sync_everything()
+
+
+def _segment(disk: SimDisk) -> str:
+    return f"{DIRECTORY}/" + next(name for name in disk.list(DIRECTORY) if name.endswith(".seg"))
+
+
+def _flip_log(disk: SimDisk) -> None:
+    disk.flip_bit(_segment(disk), len(disk.current_bytes(_segment(disk))) - 1)
+
+
+def _shorten_log(disk: SimDisk) -> None:
+    path = _segment(disk)
+    data = disk.current_bytes(path)
+    disk.open(path).truncate(len(data) - 200)
+    disk.sync_everything()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        pytest.param(_remove_votes, "missing", id="no-votes"),
+        pytest.param(_flip_votes, "votes", id="damaged-votes"),
+        pytest.param(_remove_log, "its log is missing although it has voted", id="no-log"),
+        pytest.param(_flip_log, "checksum", id="damaged-log"),
+        pytest.param(_shorten_log, "synced up to", id="shortened-log"),
+    ],
+)
+def test_a_replica_that_lost_votes_or_log_takes_no_part(damage: Callable[[SimDisk], None], why: str) -> None:
+    """Acknowledged on 1 and 2, then 2 loses something and 1 is away: 2 and 3 elect nobody, since 2 cannot know what
+    it promised.
+    """
+    lab = Lab()
+    lab.elect(1)
+    lab.kill(3)
+    lab.commit(1, b"acknowledged" + b"." * 300)
+    lab.run(0.5)
+    lab.kill(1)
+    lab.kill(2)
+    damage(lab.nodes[NodeId(2)].disk)
+    lab.start(2)
+    lab.start(3)
+    before = len(lab.network.sent)
+    lab.run(6.0)
+    replica = lab.nodes[NodeId(2)].replica
+    assert replica is not None and replica.role is Role.UNADMITTED
+    assert why in replica.why
+    assert lab.leader() is None
+    assert not [m for s, _, m in lab.network.sent[before:] if s == 2]
+    answers = lab.propose(2, b"x")
+    assert outcome(answers) == "REJECTED"
+    lab.start(1)
+    lab.until(lambda: lab.leader() in (1, 3))
