@@ -1,0 +1,214 @@
+"""Mutants of C5 and of the rule that a lost disk does not vote: nothing is said before the disk has it."""
+
+from __future__ import annotations
+
+from tests.simulation.mutation.mutant import Edit, Mutant
+
+_GUARD = "fluxd/raft/guard.py"
+_LEADING = "fluxd/raft/leading.py"
+_FOLLOWING = "fluxd/raft/following.py"
+_OUTBOX = "fluxd/raft/outbox.py"
+_JOURNAL = "fluxd/raft/journal.py"
+_HOST = "fluxd/raft/host.py"
+_OPENING = "fluxd/raft/opening.py"
+_LOG = "fluxd/storage/log.py"
+_SYNC = "fluxd/storage/sync.py"
+_VOTES = "fluxd/storage/votes.py"
+_HAZARDS = "tests/simulation/test_hazards.py::"
+_DISKS = "tests/simulation/test_guard_disks.py::"
+_STORAGE = "tests/unit/test_storage_log.py::"
+
+MUTANTS = (
+    # ------------------------------------------------------------------ acknowledgements
+    Mutant(
+        "c5-follower-unsynced",
+        "C5 a follower acknowledges what its disk has",
+        (Edit(_FOLLOWING, "self._reported = min(self.verified, log.synced_index)", "self._reported = self.verified"),),
+        guard=_HAZARDS + "test_h9_a_follower_acknowledges_only_what_its_disk_has",
+        essential=True,
+    ),
+    Mutant(
+        "c5-leader-unsynced",
+        "C5 a leader counts itself when its disk has the entry",
+        (
+            Edit(
+                _LEADING, "match = min(progress.match, self._guard.journal.log.synced_index)", "match = progress.match"
+            ),
+        ),
+        guard=_HAZARDS + "test_h10_a_leader_counts_itself_only_when_its_own_disk_has_the_entry",
+    ),
+    Mutant(
+        "c5-group-of-one",
+        "C5 a group of one waits for its disk",
+        (
+            Edit(
+                _LEADING,
+                "match = min(progress.match, self._guard.journal.log.synced_index)",
+                "match = min(progress.match, self._guard.journal.log.last_index) if peer == DISK_PEER else "
+                "min(progress.match, self._guard.journal.log.synced_index)",
+            ),
+            Edit(
+                _LEADING,
+                "guard.inject_neutral(peer)\n                continue",
+                "self.give(peer)\n                continue",
+            ),
+        ),
+        guard=_HAZARDS + "test_h10_a_group_of_one_commits_nothing_before_its_disk",
+    ),
+    Mutant(
+        "c5-liveness-apart",
+        "C5 liveness is apart from durability: an AppendEntries is answered before it is on disk",
+        (
+            Edit(
+                _FOLLOWING,
+                "def _report(self, peer: NodeId) -> None:\n",
+                "def _report(self, peer: NodeId) -> None:\n"
+                "        if self._guard.journal.log.synced_index < self.verified:\n            return\n",
+            ),
+        ),
+        guard=_HAZARDS + "test_h9_a_follower_acknowledges_only_what_its_disk_has",
+    ),
+    Mutant(
+        "c5-hung-leader",
+        "C5 a leader whose disk hangs hands over",
+        (Edit(_HOST, "group.disk_hangs()", "pass"),),
+        guard=_HAZARDS + "test_e4_a_leader_whose_disk_hangs_hands_over",
+    ),
+    # ------------------------------------------------------------------ terms and votes
+    Mutant(
+        "c5-votes-held",
+        "C5 every message is held until the term and vote that it reflects are on disk",
+        (Edit(_GUARD, "return self._votes.synced_op >= self.journal.vote_op", "return True"),),
+        guard=_DISKS + "test_a_vote_leaves_when_it_is_on_disk",
+        essential=True,
+    ),
+    Mutant(
+        "c5-outbox-terms",
+        "C5 held messages of an old term are dropped",
+        (Edit(_OUTBOX, "if message.term == term:", "if True:"),),
+        guard=_DISKS + "test_what_was_held_and_belongs_to_an_old_term_is_dropped",
+    ),
+    Mutant(
+        "c5-vote-synced",
+        "C5 the votes are durable when their sync says so",
+        (Edit(_VOTES, "job.steps = [self._file.sync]", "job.steps = []"),),
+        guard=_DISKS + "test_a_vote_leaves_when_it_is_on_disk",
+    ),
+    Mutant(
+        "c5-vote-changes",
+        "C5 a recorded vote never changes in its term",
+        (
+            Edit(
+                _VOTES,
+                "why = _conflict(known, vote)\n        if why:\n            raise InvariantViolation",
+                "why = None\n        if why:\n            raise InvariantViolation",
+            ),
+        ),
+        guard="tests/unit/test_storage_votes.py::test_a_term_never_falls_and_a_vote_never_changes",
+    ),
+    # ------------------------------------------------------------------ truncation, checkpoint
+    Mutant(
+        "c5-truncation-synced",
+        "C5 a truncation is on disk before other bytes replace it",
+        (Edit(_LOG, "kept.file.truncate(end)\n        kept.file.sync()", "kept.file.truncate(end)"),),
+        guard=_DISKS + "test_a_truncation_is_on_disk_when_it_returns",
+    ),
+    Mutant(
+        "c5-mark-falls",
+        "C5 the sync mark falls before a truncation",
+        (Edit(_LOG, "self._sync.fall(Mark(kept.first_index, end, last.raft_index))", "pass"),),
+        guard=_DISKS + "test_a_truncated_log_is_no_corrupt_one",
+    ),
+    Mutant(
+        "c5-void-sync",
+        "C5 a sync that was in flight over a truncation covers nothing",
+        (Edit(_SYNC, "self._job.void = True", "pass"),),
+        guard=_STORAGE + "test_truncation_while_a_sync_runs_makes_its_job_void",
+    ),
+    Mutant(
+        "c5-checkpoint-term",
+        "C5 a checkpoint whose term is not the log's is ignored",
+        (
+            Edit(
+                _LOG, "return found if self.term_at(found.commit_index) == found.commit_term else None", "return found"
+            ),
+        ),
+        guard=_DISKS + "test_a_checkpoint_that_names_other_entries_is_ignored",
+    ),
+    Mutant(
+        "c5-checkpoint-beyond",
+        "C5 a checkpoint holds no more than what is on disk",
+        (Edit(_LOG, "RaftIndex(min(self._commit_index, self.synced_index))", "RaftIndex(self._commit_index)"),),
+        guard=_DISKS + "test_a_checkpoint_holds_no_more_than_what_is_on_disk",
+    ),
+    Mutant(
+        "c5-journal-clamp",
+        "C5 at start the commit index is clamped to the log",
+        (
+            Edit(
+                _JOURNAL,
+                "RaftIndex(min(checkpoint.commit_index, log.last_index) if checkpoint else log.first_index)",
+                "RaftIndex(checkpoint.commit_index if checkpoint else log.first_index)",
+            ),
+        ),
+        expected_silent="defence in depth: the log ignores a checkpoint beyond its end",
+    ),
+    Mutant(
+        "c5-failed-sync",
+        "C5 a replica whose sync fails stops",
+        (Edit(_HOST, 'group.fail(f"sync failed: {error}")\n                return', "pass"),),
+        guard=_DISKS + "test_a_replica_whose_sync_fails_stops[.seg]",
+    ),
+    Mutant(
+        "c5-failed-vote-sync",
+        "C5 a node whose votes cannot be synced takes no part",
+        (
+            Edit(
+                _HOST,
+                "                self._lose_votes(error)\n                return\n            for group",
+                "                pass\n            for group",
+            ),
+        ),
+        guard=_DISKS + "test_a_replica_whose_sync_fails_stops[votes]",
+    ),
+    # ------------------------------------------------------------------ lost disks
+    Mutant(
+        "lost-disk",
+        "a vote is bound to its data directory: a wiped disk does not vote",
+        (Edit(_HOST, "if spec.bound_directory != self.directory_id:", "if False:"),),
+        guard=_HAZARDS + "test_e6_a_wiped_disk_does_not_vote",
+        essential=True,
+    ),
+    Mutant(
+        "lost-votes",
+        "a node without its votes does not vote",
+        (
+            Edit(
+                _HOST,
+                "self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why",
+                'votes = votes or VoteFile.create(fs, "votes")\n'
+                "        self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why",
+            ),
+        ),
+        guard=_DISKS + "test_a_replica_that_lost_votes_or_log_takes_no_part[no-votes]",
+    ),
+    Mutant(
+        "lost-log",
+        "a replica that has voted and has no log does not vote",
+        (Edit(_OPENING, "if has_voted:", "if False:"),),
+        guard=_DISKS + "test_a_replica_that_lost_votes_or_log_takes_no_part[no-log]",
+    ),
+    Mutant(
+        "corrupt-log",
+        "a replica whose log is damaged below the sync mark does not vote",
+        (
+            Edit(
+                _OPENING,
+                "except LogMissing as error:\n            if has_voted:",
+                "except (LogMissing, LogCorrupt) as error:\n"
+                "            fs.remove_tree(directory)\n            if has_voted and isinstance(error, LogMissing):",
+            ),
+        ),
+        guard=_DISKS + "test_a_replica_that_lost_votes_or_log_takes_no_part[damaged-log]",
+    ),
+)
