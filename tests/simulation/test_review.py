@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from fluxd.core.errors import FluxError
-from fluxd.core.types import GroupId, NodeId, Term
+from fluxd.core.types import GroupId, NodeId, Offset, Term
 from fluxd.raft.group import GroupSpec, Role
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.storage.votes import COMPACT_BYTES, RECORD_BYTES
@@ -179,3 +179,31 @@ def test_under_load_the_next_entry_carries_the_commit_index() -> None:
     told = lab.simulator.now
     lab.until(lambda: lab[2].commit_index == group.commit_index)
     assert lab.simulator.now - told < 0.01
+
+
+def test_a_proposal_that_breaks_an_invariant_is_answered_all_the_same() -> None:
+    """The replica stops itself in the middle of proposing: the batches are in neither queue then."""
+    lab = Lab()
+    group = lab.elect(1)
+    _let_fail(lab)
+    answers = [lab.propose(1, b"%d" % n) for n in range(2)]
+    group._queue[1].base_offset = Offset(99)
+    lab.run(0.1)
+    assert group.role is Role.FAILED
+    assert [outcome(a) for a in answers] == ["UNKNOWN"] * 2
+
+
+def test_a_disk_that_fails_while_the_node_stops_keeps_no_group_open() -> None:
+    """A clean stop syncs what it can; what it cannot was never acknowledged."""
+    lab = Lab()
+    group = lab.elect(1)
+    _let_fail(lab)
+    node = lab.nodes[NodeId(1)]
+    assert node.host is not None
+    answers = lab.propose(1, b"x")
+    group.step()
+    assert group.log.dirty
+    node.disk.fail_next("sync", OSError(errno.EIO, "bad disk"))
+    node.host.stop()
+    assert not node.host.groups
+    assert outcome(answers) == "UNKNOWN"
