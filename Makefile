@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SEEDS ?= 100
 FROM ?= 1
+MINUTES ?= 1
 IMAGE ?= fluxd:latest
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) \
   --project-name fluxd --file deploy/docker-compose.yml
@@ -12,7 +13,7 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format type proto proto-check sim bench clean
+.PHONY: help venv demo test lint format type proto proto-check sim mutants chaos bench clean
 .PHONY: docker-image docker-test compose-up compose-down
 
 help: ## this list
@@ -51,6 +52,12 @@ proto-check: proto ## the committed stubs are what proto/ says
 
 sim: $(STAMP) ## random simulation of whole Raft groups: make sim SEEDS=1000 FROM=1
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --from $(FROM)
+
+chaos: $(STAMP) ## break real nodes on purpose and judge the history: make chaos MINUTES=5 SEED=7
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+mutants: $(STAMP) ## take each protective measure out in turn: does a test see it?
+	$(BIN)/python -m tests.simulation.mutants
 
 bench: $(STAMP) ## speed of a three-node cluster on this machine, beside the disk's limit
 	$(BIN)/python -m tests.bench
