@@ -11,6 +11,7 @@ from fluxlog.checker import History, Outcome
 from tests.chaos.network import CLIENTS, Link
 
 SLOT = 0.1
+_STALLS_SHOWN = 20
 
 Change = tuple[float, frozenset[int], frozenset[Link]]
 """Since when which nodes serve, and which links are cut."""
@@ -25,7 +26,8 @@ class Availability:
     """Of slots of 100 ms with a quorum: those with an acknowledgement, partition by partition."""
     worst_stall_seconds: float
     """Longest time with a quorum in which some partition acknowledged nothing."""
-    worst_stall_from: float
+    stalls: list[tuple[float, float, str]]
+    """The longest ones: when, in seconds since the beginning, how many seconds, which partition."""
 
 
 def has_quorum(up: Collection[int], cut: Collection[Link], members: int) -> bool:
@@ -65,8 +67,8 @@ def measure(history: History, changes: Sequence[Change], members: int, begin: fl
         if outcome == Outcome.OK:
             acknowledged[partition].append(completed)
     slots = served = 0
-    stall, stall_from = 0.0, 0.0
-    for times in acknowledged:
+    stalls: list[tuple[float, float, str]] = []
+    for name, times in zip(history.partitions, acknowledged, strict=True):
         times.sort()
         for since, until in intervals:
             inside = times[bisect_left(times, since) : bisect_left(times, until)]
@@ -74,7 +76,7 @@ def measure(history: History, changes: Sequence[Change], members: int, begin: fl
             slots += whole
             served += len({int((time - since) / SLOT) for time in inside} & set(range(whole)))
             for one, other in pairwise([since, *inside, until]):
-                if other - one > stall:
-                    stall, stall_from = other - one, one
+                stalls.append((round(one - begin, 3), round(other - one, 3), name))
     seconds = sum(until - since for since, until in intervals)
-    return Availability(seconds, 100 * served / max(1, slots), stall, stall_from)
+    stalls = sorted(stalls, key=lambda stall: -stall[1])[:_STALLS_SHOWN]
+    return Availability(seconds, 100 * served / max(1, slots), stalls[0][1] if stalls else 0.0, stalls)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tests.chaos import power
 from tests.chaos.network import CLIENTS, Link, Namespaces, among, between
@@ -39,7 +40,7 @@ class Nemesis(threading.Thread):
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.counts = Counter[str]()
-        self.diary: list[dict[str, object]] = []
+        self.diary: list[dict[str, Any]] = []
         """What was done when, to whom."""
         self.over = threading.Event()
         self._nodes, self._faults, self._leader, self._failures = nodes, faults, leader, failures
@@ -53,8 +54,8 @@ class Nemesis(threading.Thread):
                 hit = choose(fault.target, self._leader(fault.choice), list(self._nodes.all), fault.choice)
                 self.counts[fault.kind] += 1
                 self.diary.append(
-                    {"time": time.monotonic(), "fault": fault.kind, "target": fault.target, "nodes": hit,
-                     "seconds": round(fault.seconds, 2)}
+                    {"time": time.monotonic(), "date": time.time(), "fault": fault.kind, "target": fault.target,
+                     "nodes": hit, "seconds": round(fault.seconds, 2)}
                 )  # fmt: skip
                 self.strike(fault, hit)
         except Exception as error:

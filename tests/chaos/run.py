@@ -190,7 +190,7 @@ class Run:
             nemesis.over.set()
             nemesis.join(60)
             nemesis.heal()
-        diary = sorted((entry for nemesis in nemeses for entry in nemesis.diary), key=lambda entry: str(entry["time"]))
+        diary = sorted((entry for nemesis in nemeses for entry in nemesis.diary), key=lambda entry: entry["time"])
         (self._options.directory / "faults.json").write_text(json.dumps(diary, indent=1))
         return nemeses
 

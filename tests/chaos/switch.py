@@ -59,6 +59,8 @@ class Switch:
         self._devices = devices
         self._rules: dict[tuple[int, int], Rule] = {}
         self._late: list[tuple[float, int, int, bytes]] = []
+        self._due: dict[tuple[int, int], float] = {}
+        """When the newest late packet of a link is due: order on a link stays, as in a router's queue."""
         self._rng = random.Random()
         self.counts = Counter[str]()
 
@@ -103,6 +105,7 @@ class Switch:
         elif len(self._late) < _WAITING_MAX:
             self.counts["late"] += 1
             due = time.monotonic() + max(0.0, rule.delay + self._rng.uniform(-rule.jitter, rule.jitter))
+            self._due[source, target] = due = max(due, self._due.get((source, target), 0.0))
             heapq.heappush(self._late, (due, self.counts["late"], target, packet))
         else:
             self.counts["lost_full"] += 1
