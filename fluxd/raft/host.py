@@ -324,15 +324,16 @@ class Host:
         deadline = self._reactor.now() + limits.ELECTION_TIMEOUT_MAX
         for group in self._active():
             group.guard.elections.retire()
-            if group.role is Role.LEADER:
-                group.transfer(None)
 
         def check() -> None:
             leading = [g for g in self._active() if g.role is Role.LEADER and g.guard.peers]
             if not leading or self._reactor.now() >= deadline:
                 done()
-            else:
-                self._reactor.call_at(self._reactor.now() + _HAND_OVER_CHECK, check)
+                return
+            for group in leading:
+                if not group.guard.leading.handing_over:
+                    group.transfer(None)
+            self._reactor.call_at(self._reactor.now() + _HAND_OVER_CHECK, check)
 
         check()
 

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from fluxd.core import limits
 from fluxd.core.errors import FluxError
 from fluxd.core.types import GroupId, NodeId, Offset, Term
 from fluxd.raft.group import GroupSpec, Role
@@ -207,3 +208,22 @@ def test_a_disk_that_fails_while_the_node_stops_keeps_no_group_open() -> None:
     node.host.stop()
     assert not node.host.groups
     assert outcome(answers) == "UNKNOWN"
+
+
+def test_a_stopping_node_hands_over_even_if_the_first_attempt_was_too_early() -> None:
+    """The followers' disks hang for a bit longer than an attempt lasts: within the time it has, it tries again."""
+    lab = Lab()
+    lab.elect(1)
+    for follower in (2, 3):
+        lab.nodes[NodeId(follower)].speed.hung_until = lab.simulator.now + 1.2
+    answers = lab.propose(1, b"x")
+    lab.run(0.01)
+    host = lab.nodes[NodeId(1)].host
+    assert host is not None
+    ended: list[float] = []
+    began = lab.simulator.now
+    host.hand_over(lambda: ended.append(lab.simulator.now - began))
+    lab.until(lambda: bool(ended))
+    assert ended[0] < limits.ELECTION_TIMEOUT_MAX
+    assert lab[1].role is not Role.LEADER
+    assert outcome(answers) == "COMMITTED"
