@@ -25,6 +25,7 @@ from tests.chaos.nodes import Nodes
 from tests.chaos.plan import network_plan, process_plan
 from tests.chaos.readers import FinalReader, LatestReader, LibraryReader, NodeReader
 from tests.chaos.scene import Scene, Worker
+from tests.chaos.topics import TopicWriter
 from tests.chaos.writers import ConditionalWriter, IdempotentWriter, StreamWriter, StubWriter
 
 TOPIC = "chaos"
@@ -112,7 +113,8 @@ class Run:
             configs={"segment.bytes": "262144"}, if_not_exists=True, wait_ms=10_000,
         )  # fmt: skip
         self._wait_healthy()
-        writers, readers = self._writers(), self._readers()
+        topics = TopicWriter("topics", self._scene)
+        writers, readers = [*self._writers(), topics], self._readers()
         began = time.monotonic()
         self._history.phase(Phase.FAULTS, began)
         for worker in (*writers, *readers):
@@ -128,6 +130,7 @@ class Run:
         self._end(self._scene.stop_reading, readers)
         self._history.phase(Phase.FINAL_READ, time.monotonic())
         self._read_everything()
+        topics.check(self._admin)
         self._wait_healthy()
         self._stop_and_compare(topic.topic_id)
         history = self._load()
