@@ -11,10 +11,9 @@ from functools import partial
 from itertools import compress
 
 from fluxlog.checker.columns import NOTHING
+from fluxlog.checker.evidence import Json
 from fluxlog.checker.history import Outcome, Phase
 from fluxlog.checker.index import Index
-
-Json = dict[str, object]
 
 
 class Progress:

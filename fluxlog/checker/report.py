@@ -48,7 +48,7 @@ def _counts(phase: Json) -> str:
     begun, succeeded = phase["begun"], phase["succeeded"]
     assert isinstance(begun, Mapping) and isinstance(succeeded, Mapping)
     kinds = sorted({*begun, *succeeded})
-    return ", ".join(f"{kind} {succeeded.get(kind, 0)} of {begun.get(kind, 0)}" for kind in kinds)
+    return "; ".join(f"{kind} {begun.get(kind, 0)} begun, {succeeded.get(kind, 0)} succeeded" for kind in kinds)
 
 
 def _value(value: object) -> str:

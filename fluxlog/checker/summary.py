@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from fluxlog.checker.columns import NOTHING
+from fluxlog.checker.evidence import Json
 from fluxlog.checker.history import Outcome
 from fluxlog.checker.index import Index
 from fluxlog.checker.rules.writes import missing
-
-Json = dict[str, object]
 
 
 def summarize(index: Index) -> Json:

@@ -142,7 +142,7 @@ def test_json_and_report() -> None:
     text = report(verdict)
     assert text.startswith("INVALID: 2 promises were broken")
     assert "lost_write, 9 times" in text
-    assert "'v0' was acknowledged and never read, though 9 was" in text
+    assert "'v0' was acknowledged and never read, what is at 9 was" in text
     assert "and 4 more" in text
 
 
@@ -152,7 +152,7 @@ def test_valid_report() -> None:
     script.final_read("a", "b", "c")
     text = report(script.judge())
     assert text.startswith("VALID")
-    assert "faults: poll 1 of 1, send 1 of 1" in text
+    assert "faults: poll 1 begun, 1 succeeded; send 1 begun, 1 succeeded" in text
 
 
 # ---------------------------------------------------------------------- mistakes of a recorder
