@@ -32,7 +32,8 @@ def lost_write(index: Index) -> Iterator[Finding]:
             above = index.logs[partition].first_held(offset, index.logs[partition].end)
         log = index.logs[partition]
         yield Finding(
-            f"{index.at(partition, offset)}: {index.value(value)} was acknowledged and never read, what is at {above} was",
+            f"{index.at(partition, offset)}: {index.value(value)} was acknowledged and never read, "
+            f"what is at {above} was",
             (SendRef(send), ReadRef(partition, above, log.get(above))),
         )
 
