@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos import network
+from tests.chaos.plan import Kind
 from tests.chaos.report import report
 from tests.chaos.run import Options, Run
 
@@ -20,13 +21,15 @@ def main() -> int:
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--directory", type=Path, default=Path("chaos-data"), help="data, logs, histories; emptied")
     parser.add_argument("--loopback", action="store_true", help="no network namespaces: nothing is cut or delayed")
+    parser.add_argument("--only", type=Kind, nargs="+", default=[], help=f"of {', '.join(Kind)}")
     arguments = parser.parse_args()
     why_not = "it was asked for" if arguments.loopback else network.why_not()
     if not why_not and not network.is_inside():
         network.enter([*sys.argv[1:], "--seed", str(arguments.seed)])
     options = Options(
-        arguments.seed, arguments.minutes * 60, arguments.directory.absolute(), partitions=arguments.partitions
-    )
+        arguments.seed, arguments.minutes * 60, arguments.directory.absolute(), partitions=arguments.partitions,
+        only=frozenset(arguments.only),
+    )  # fmt: skip
     if why_not:
         print(f"on loopback, without faults of the network: {why_not}", flush=True)
     wire = network.Loopback(options.nodes) if why_not else network.Namespaces(options.nodes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,18 +62,24 @@ _LENGTH_MIN, _LENGTH_MAX = 0.1, 30.0
 _PAUSE_MIN, _PAUSE_MAX = 0.2, 10.0
 
 
-def process_plan(seed: int, seconds: float) -> list[Fault]:
-    """Faults of processes."""
-    return _plan(random.Random(f"{seed} processes"), seconds, _PROCESS_KINDS)
+def process_plan(seed: int, seconds: float, only: Collection[Kind] = ()) -> list[Fault]:
+    """Faults of processes; of some kinds only, if any are given."""
+    return _plan(random.Random(f"{seed} processes"), seconds, _choose(_PROCESS_KINDS, only))
 
 
-def network_plan(seed: int, seconds: float) -> list[Fault]:
+def network_plan(seed: int, seconds: float, only: Collection[Kind] = ()) -> list[Fault]:
     """Faults of the network."""
-    return _plan(random.Random(f"{seed} network"), seconds, _NETWORK_KINDS)
+    return _plan(random.Random(f"{seed} network"), seconds, _choose(_NETWORK_KINDS, only))
+
+
+def _choose(kinds: dict[Kind, int], only: Collection[Kind]) -> dict[Kind, int]:
+    return {kind: weight for kind, weight in kinds.items() if kind in (only or kinds)}
 
 
 def _plan(rng: random.Random, seconds: float, kinds: dict[Kind, int]) -> list[Fault]:
     """As many as fit; each kind once before any comes again, so that short runs see all of them."""
+    if not kinds:
+        return []
     longest = min(_LENGTH_MAX, max(1.0, seconds / 8))
     faults: list[Fault] = []
     end, fresh = 0.0, list(kinds)

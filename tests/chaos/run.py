@@ -22,7 +22,7 @@ from tests.chaos.availability import Availability, measure
 from tests.chaos.nemesis import Nemesis, NetworkNemesis, ProcessNemesis
 from tests.chaos.network import Loopback, Namespaces
 from tests.chaos.nodes import Nodes
-from tests.chaos.plan import network_plan, process_plan
+from tests.chaos.plan import Kind, network_plan, process_plan
 from tests.chaos.readers import FinalReader, LatestReader, LibraryReader, NodeReader
 from tests.chaos.scene import Scene, Worker
 from tests.chaos.topics import TopicWriter
@@ -44,6 +44,8 @@ class Options:
     directory: Path
     nodes: int = 3
     partitions: int = 4
+    only: frozenset[Kind] = frozenset()
+    """Kinds of faults; empty: all."""
 
 
 @dataclass(slots=True)
@@ -177,12 +179,11 @@ class Run:
     # ---- phases
 
     def _let_faults_happen(self) -> list[Nemesis]:
-        seed, seconds = self._options.seed, self._options.seconds
-        nemeses: list[Nemesis] = [
-            ProcessNemesis("processes", self._nodes, process_plan(seed, seconds), self._leader, self._failures)
-        ]
+        seed, seconds, only = self._options.seed, self._options.seconds, self._options.only
+        plan = process_plan(seed, seconds, only)
+        nemeses: list[Nemesis] = [ProcessNemesis("processes", self._nodes, plan, self._leader, self._failures)]
         if self._network.can_be_cut:
-            plan = network_plan(seed, seconds)
+            plan = network_plan(seed, seconds, only)
             nemeses.append(NetworkNemesis("network", self._nodes, plan, self._leader, self._failures))
         deadline = time.monotonic() + seconds
         for nemesis in nemeses:
