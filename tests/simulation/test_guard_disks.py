@@ -47,6 +47,20 @@ def test_a_candidate_asks_when_its_term_is_on_disk() -> None:
     lab.until(lambda: "vote_request" in _bodies(lab, 1))
 
 
+def test_a_group_of_one_leads_when_its_vote_is_on_disk() -> None:
+    """Its disk is the voter: were it to lead before, a power cut would let it lead the same term twice."""
+    lab = Lab(nodes=1)
+    lab.nodes[NodeId(1)].speed.hung_until = 0.5
+    lab.until(lambda: lab[1].term == 1)
+    lab[1].guard.elections.arm(5.0, 5.1)
+    host = lab.nodes[NodeId(1)].host
+    assert host is not None
+    host.wake(lab[1])
+    lab.run(0.4 - lab.simulator.now)
+    assert lab[1].role is Role.CANDIDATE
+    lab.until(lambda: lab.leader() == 1, within=0.2)
+
+
 class _Wire:
     """A Transport that remembers."""
 

@@ -64,6 +64,85 @@ def test_a_message_of_another_generation_is_not_heard() -> None:
     assert lab[1].guard.counters["stranger"] == 1
 
 
+def test_a_stranger_is_not_heard() -> None:
+    """Not a member, whatever term it speaks of."""
+    lab = Lab()
+    lab.elect(1)
+    message = lab[2].guard.outbox.message()
+    message.term = 99
+    for body in (message.higher_term, message.append_reply, message.vote_request):
+        body.SetInParent()
+        _say(lab, 99, 1, message)
+    lab.run(0.1)
+    assert (lab[1].role, lab[1].term) == (Role.LEADER, 1)
+    assert lab[1].guard.counters["stranger"] == 3
+
+
+def test_an_acknowledgement_of_an_earlier_leadership_commits_nothing() -> None:
+    """Node 2 acknowledged two entries of node 1's first leadership; another leader replaced them. When node 1 leads
+    again, at the same indexes, that acknowledgement arrives at last: with it a majority seems to have the new entry.
+    """
+    lab = Lab(nodes=5)
+    lab.elect(3)
+    lab.network.hold = lambda source, target, message: (
+        (source == 1 and target != 2 and is_append(message)) or ((source, target) == (2, 1) and is_reply(message))
+    )
+    lab.network.weather.delay_low = lab.network.weather.delay_high = 0.001  # in order
+    lab[3].transfer(NodeId(1))
+    lab.until(lambda: lab[1].role is Role.LEADER)
+    lab.propose(1, b"x")
+    lab.until(lambda: lab[2].log.last_index == lab[2].log.synced_index == lab[1].log.last_index > 3)
+    lab.run(0.1)
+    stuck = [held for held in lab.network.held if held[0] == 2]
+    acknowledged = max(message.append_reply.durable_index for _, _, message in stuck)
+    lab.network.held.clear()
+    lab.cut((1, 2), (3, 4, 5))
+    lab.until(lambda: lab.leader() in (3, 4, 5))
+    lab.heal()
+    lab.cut((2,), (1, 3, 4, 5))
+    leader = lab.leader()
+    assert leader is not None
+    lab.until(lambda: lab[1].log.last_checksum == lab[leader].log.last_checksum)
+    lab.run(0.5)
+    lab.network.hold = lambda source, target, message: source == 1 and target in (4, 5) and is_append(message)
+    lab[leader].transfer(NodeId(1))
+    lab.until(lambda: lab[1].role is Role.LEADER)
+    assert lab[1].log.last_index == acknowledged
+    lab.run(0.1)
+    lab.network.release(stuck)
+    lab.run(0.1)
+    assert lab[1].commit_index < acknowledged
+    lab.network.hold = lambda source, target, message: False
+    lab.heal()
+    lab.until(lambda: lab.leader() is not None and len({lab[n].log.last_checksum for n in range(1, 6)}) == 1)
+
+
+def test_a_second_refusal_for_one_gap_restarts_nothing() -> None:
+    """Both refusals were on their way when the first one was honoured."""
+    lab = Lab()
+    lab.elect(1)
+    lab.cut((2,), (1, 3))
+    for n in range(5):
+        lab.commit(1, b"%d" % n)
+    lab.elect(3)
+    lab.network.hold = lambda source, target, message: (source, target) == (2, 3) and is_reply(message)
+    lab.heal()
+    for n in range(4):
+        lab.commit(3, b"more-%d" % n)
+    refusals = [held for held in lab.network.held if not held[2].append_reply.success]
+    assert len(refusals) >= 2
+    lab.network.held.clear()
+    before = len(lab.network.sent)
+    for refusal in refusals:
+        lab.network.release([refusal])
+        lab.run(0.02)
+    lab.network.hold = lambda source, target, message: False
+    lab.network.release()
+    lab.until(lambda: lab[2].log.last_index == lab[3].log.last_index)
+    frames = [f for s, t, m in lab.network.sent[before:] if t == 2 and s == 3 for f in m.append_entries.frames]
+    assert len(frames) == len(set(frames)) > 0
+
+
 def test_a_higher_term_deposes_and_takes_no_vote() -> None:
     """The leader steps down through the library's front door, and its vote in that term is still free."""
     lab = Lab()
@@ -129,6 +208,15 @@ def test_a_heartbeat_does_not_overtake_the_entries_on_the_other_stream() -> None
     assert not [m for s, _, m in lab.network.sent[before:] if s == 2 and is_reply(m) and not m.append_reply.success]
     frames = [f for s, t, m in lab.network.sent[before:] if t == 2 and s == 1 for f in m.append_entries.frames]
     assert len(frames) == len(set(frames)) == 3
+
+
+def test_followers_hear_of_a_commit_at_once() -> None:
+    """They serve readers, who must not wait for the next heartbeat."""
+    lab = Lab()
+    lab.elect(1)
+    lab.commit(1, b"x")
+    lab.run(0.02)
+    assert [lab[node].high_watermark for node in (2, 3)] == [1, 1]
 
 
 def test_entries_that_were_lost_on_the_way_are_sent_again() -> None:

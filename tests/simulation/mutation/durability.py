@@ -7,6 +7,7 @@ from tests.simulation.mutation.mutant import Edit, Mutant
 _GUARD = "fluxd/raft/guard.py"
 _LEADING = "fluxd/raft/leading.py"
 _FOLLOWING = "fluxd/raft/following.py"
+_ELECTIONS = "fluxd/raft/elections.py"
 _OUTBOX = "fluxd/raft/outbox.py"
 _JOURNAL = "fluxd/raft/journal.py"
 _HOST = "fluxd/raft/host.py"
@@ -81,6 +82,20 @@ MUTANTS = (
         (Edit(_GUARD, "return self._votes.synced_op >= self.journal.vote_op", "return True"),),
         guard=_DISKS + "test_a_vote_leaves_when_it_is_on_disk",
         essential=True,
+    ),
+    Mutant(
+        "c5-vote-of-one",
+        "C5 a group of one leads when its vote is on disk",
+        (
+            Edit(_ELECTIONS, "if self.disk_vote_due and self._guard.votes_durable():", "if self.disk_vote_due:"),
+            Edit(
+                _ELECTIONS,
+                "        guard = self._guard\n        if guard.is_leader or guard.now() < self.deadline:",
+                "        guard = self._guard\n        self.on_votes_durable()\n"
+                "        if guard.is_leader or guard.now() < self.deadline:",
+            ),
+        ),
+        guard=_DISKS + "test_a_group_of_one_leads_when_its_vote_is_on_disk",
     ),
     Mutant(
         "c5-outbox-terms",

@@ -28,14 +28,14 @@ MUTANTS = (
                 "elif not self.is_leader:",
             ),
         ),
-        guard=_HAZARDS + "test_h7_an_acknowledgement_of_an_earlier_leadership_is_not_counted",
+        guard=_FENCES + "test_an_acknowledgement_of_an_earlier_leadership_commits_nothing",
         essential=True,
     ),
     Mutant(
         "c1-reset-fence",
         "C1 a rewind is honoured once",
         (Edit(_LEADING, "elif reply.echoed_sequence < progress.fence:", "elif False:"),),
-        guard=_HAZARDS + "test_h2_several_rewinds_for_one_gap_are_honoured_once",
+        guard=_FENCES + "test_a_second_refusal_for_one_gap_restarts_nothing",
     ),
     Mutant(
         "c1-vote-once",
@@ -69,7 +69,7 @@ MUTANTS = (
                 "if message.generation != self.generation:",
             ),
         ),
-        guard=_HAZARDS + "test_h8_a_vote_counts_once_and_only_from_a_member",
+        guard=_FENCES + "test_a_stranger_is_not_heard",
     ),
     Mutant(
         "c1-generation",
@@ -125,6 +125,18 @@ MUTANTS = (
         "C2 entries that nobody acknowledges are sent again",
         (Edit(_PROGRESS, "if self.in_flight and now - self.moved_at >= self.patience:", "if False:"),),
         guard=_FENCES + "test_entries_that_were_lost_on_the_way_are_sent_again",
+    ),
+    Mutant(
+        "c2-patience",
+        "C2 what is late is sent again less and less often",
+        (Edit(_PROGRESS, "self.patience = min(2 * self.patience, _PATIENCE_MAX)", "pass"),),
+        guard="tests/simulation/test_review.py::test_a_slow_link_is_not_filled_with_copies",
+    ),
+    Mutant(
+        "c2-commit-told",
+        "C2 followers hear of a commit without waiting for a heartbeat",
+        (Edit("fluxd/raft/group.py", "self.guard.leading.tell_commit()", "pass"),),
+        guard=_FENCES + "test_followers_hear_of_a_commit_at_once",
     ),
     Mutant(
         "c2-broken-link",
