@@ -9,6 +9,7 @@ election timeout.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from grpc import aio
@@ -59,9 +60,9 @@ class Link:
         self.control = Outbox(CONTROL_BYTES_MAX)
         self.bulk = Outbox(limits.PEER_BULK_BYTES_MAX)
 
-    def send(self, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
+    def send(self, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         """Queue one message; False when it was dropped."""
-        return self.connected and (self.bulk if bulk else self.control).put(message)
+        return self.connected and (self.bulk if frames else self.control).put(message, frames)
 
     def retry_now(self) -> None:
         """The peer was heard from: do not wait for the next attempt."""

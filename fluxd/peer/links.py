@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fluxd.core.types import NodeId
 from fluxd.peer.identity import Identity
@@ -19,10 +19,10 @@ class Links:
             peer: Link(peer, address, me, secret) for peer, address in addresses.items() if peer != me.node_id
         }
 
-    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
+    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         """Queue one message; False when it was dropped: not connected, or the queue is full."""
         link = self._links.get(peer)
-        return link is not None and link.send(message, bulk=bulk)
+        return link is not None and link.send(message, frames)
 
     def is_connected(self, peer: NodeId) -> bool:
         """Both streams to that peer stand."""

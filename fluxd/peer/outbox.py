@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from fluxd.core import limits
 from fluxlog.v1 import peer_pb2
@@ -13,12 +14,15 @@ FRAME_BYTES_TARGET = limits.ENTRY_FRAME_BYTES_MAX
 """A frame takes more messages up to this; the first one whatever its size."""
 CONTROL_BYTES_MAX = 4 * limits.MIB
 
-_MESSAGE_TAG = b"\x0a"
-_STATUS_TAG = b"\x12"
+_MESSAGE_TAG = b"\x0a"  # PeerFrame.messages
+_STATUS_TAG = b"\x12"  # PeerFrame.status
+_APPEND_TAG = b"\x2a"  # GroupMessage.append_entries
+_FRAME_TAG = b"\x2a"  # AppendEntries.frames
 
 
-def _field(tag: bytes, data: bytes) -> bytes:
-    length, head = len(data), bytearray(tag)
+def _head(tag: bytes, length: int) -> bytes:
+    """Of a field: tag and length."""
+    head = bytearray(tag)
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)
         length >>= 7
@@ -32,17 +36,27 @@ class Outbox:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.bytes_queued = 0
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[tuple[list[bytes], int]] = deque()
+        """Parts of one encoded GroupMessage each, and their bytes together."""
         self._status: bytes | None = None
         self._filled = asyncio.Event()
 
-    def put(self, message: peer_pb2.GroupMessage) -> bool:
-        """Queue one message. False when it would exceed the bound: dropped."""
-        data = message.SerializeToString()
-        if self.bytes_queued + len(data) > self.bytes_max:
+    def put(self, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
+        """Queue one message. False when it would exceed the bound: dropped.
+
+        Args:
+            frames: more entries for its AppendEntries; they are copied once, into what is sent.
+        """
+        parts = [message.SerializeToString()]
+        if frames:
+            # A second occurrence of a message field is merged into the first one, as protobuf defines it.
+            entries = [part for frame in frames for part in (_head(_FRAME_TAG, len(frame)), frame)]
+            parts += (_head(_APPEND_TAG, sum(map(len, entries))), *entries)
+        size = sum(map(len, parts))
+        if self.bytes_queued + size > self.bytes_max:
             return False
-        self.bytes_queued += len(data)
-        self._messages.append(data)
+        self.bytes_queued += size
+        self._messages.append((parts, size))
         self._filled.set()
         return True
 
@@ -63,13 +77,13 @@ class Outbox:
         await self._filled.wait()
         parts: list[bytes] = []
         size = 0
-        while self._messages and (not parts or size + len(self._messages[0]) <= FRAME_BYTES_TARGET):
-            data = self._messages.popleft()
-            parts += (_field(_MESSAGE_TAG, data), data)
-            size += len(data)
+        while self._messages and (not parts or size + self._messages[0][1] <= FRAME_BYTES_TARGET):
+            message, message_bytes = self._messages.popleft()
+            parts += (_head(_MESSAGE_TAG, message_bytes), *message)
+            size += message_bytes
         self.bytes_queued -= size
         if self._status is not None:
-            parts += (_field(_STATUS_TAG, self._status), self._status)
+            parts += (_head(_STATUS_TAG, len(self._status)), self._status)
             self._status = None
         if not self._messages:
             self._filled.clear()

@@ -10,7 +10,7 @@ from the library (C11). Reads that must be current use the read index: no leases
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +98,7 @@ class Leading:
             size += len(frame)
             if size < limits.ENTRY_BYTES_TARGET and index != indexes[-1]:
                 continue
-            if not self._send(peer, progress, first - 1, frames, bulk=True):
+            if not self._send(peer, progress, first - 1, frames):
                 progress.lost_from(first)
                 self._guard.hide(peer)
                 return
@@ -112,7 +112,7 @@ class Leading:
             # entries are on the way on the other stream: do not overtake them with a claim that they arrived
             previous = max(progress.received, self._guard.journal.log.first_index)
         if progress.probe or self._guard.now() >= progress.heartbeat_at:
-            self._send(peer, progress, previous, [], bulk=False)
+            self._send(peer, progress, previous)
 
     def tell_commit(self) -> None:
         """At the end of a step: followers who have an entry and were not told with a later one that it is committed.
@@ -122,9 +122,9 @@ class Leading:
         commit_index = self._guard.journal.commit_index
         for peer, progress in self.progress.items():
             if peer != DISK_PEER and min(commit_index, progress.received) > progress.commit_sent:
-                self._send(peer, progress, progress.received, [], bulk=False)
+                self._send(peer, progress, progress.received)
 
-    def _send(self, peer: NodeId, progress: Progress, previous: int, frames: list[bytes], *, bulk: bool) -> bool:
+    def _send(self, peer: NodeId, progress: Progress, previous: int, frames: Sequence[bytes] = ()) -> bool:
         guard = self._guard
         progress.sequence += 1
         message = guard.outbox.message()
@@ -133,10 +133,9 @@ class Leading:
         append.previous_index = previous
         append.previous_term = guard.journal.log.term_at(RaftIndex(previous))
         append.commit_index = guard.journal.commit_index
-        append.frames.extend(frames)
         progress.heartbeat_at, progress.probe = guard.now() + limits.HEARTBEAT_INTERVAL, False
         progress.commit_sent = max(progress.commit_sent, min(append.commit_index, previous + len(frames)))
-        return guard.outbox.send(peer, message, bulk=bulk)
+        return guard.outbox.send(peer, message, frames)
 
     def tick(self) -> None:
         """Before the library's tick: notice what was lost, keep hidden followers alive."""

@@ -8,7 +8,7 @@ message waits here (C5 in docs/raft.md, invariant I7).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fluxd.core.types import GroupId, NodeId
 from fluxd.raft.transport import Transport
@@ -37,7 +37,7 @@ class Outbox:
     ) -> None:
         self._group, self._generation, self._transport = group, generation, transport
         self._term, self._votes_durable = term, votes_durable
-        self._held: deque[tuple[NodeId, peer_pb2.GroupMessage, bool]] = deque(maxlen=_HELD_MAX)
+        self._held: deque[tuple[NodeId, peer_pb2.GroupMessage, Sequence[bytes]]] = deque(maxlen=_HELD_MAX)
 
     def message(self) -> peer_pb2.GroupMessage:
         """A message with its envelope filled in; the caller sets the body."""
@@ -48,16 +48,19 @@ class Outbox:
             term=self._term(),
         )
 
-    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool = False) -> bool:
+    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         """Send now, or when the votes are durable.
+
+        Args:
+            frames: see `Transport.send`.
 
         Returns:
             False when it was surely dropped.
         """
         if self._held or not self._votes_durable():
-            self._held.append((peer, message, bulk))
+            self._held.append((peer, message, frames))
             return True
-        return self._transport.send(peer, message, bulk=bulk)
+        return self._transport.send(peer, message, frames)
 
     @property
     def holds(self) -> bool:
@@ -72,6 +75,6 @@ class Outbox:
             return
         held, term = list(self._held), self._term()
         self._held.clear()
-        for peer, message, bulk in held:
+        for peer, message, frames in held:
             if message.term == term:
-                self._transport.send(peer, message, bulk=bulk)
+                self._transport.send(peer, message, frames)

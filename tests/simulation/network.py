@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fluxd.core.types import NodeId
@@ -89,8 +89,10 @@ class SimTransport:
     def __init__(self, network: Network, node: NodeId, reactor: SimReactor) -> None:
         self._network, self._node, self._reactor = network, node, reactor
 
-    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
+    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         """A dead process sends nothing."""
+        if frames:
+            message.append_entries.frames.extend(frames)
         return self._reactor.alive and self._network.send(self._node, peer, message)
 
     def is_connected(self, peer: NodeId) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -67,7 +67,7 @@ class _Wire:
     def __init__(self) -> None:
         self.sent: list[int] = []
 
-    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
+    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         self.sent.append(message.term)
         return True
 

@@ -38,7 +38,7 @@ class Nobody:
     def address_of(self, peer: NodeId) -> str | None:
         return None
 
-    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
+    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         return False
 
 

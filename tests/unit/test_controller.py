@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 import pytest
@@ -34,7 +34,7 @@ T = TypeVar("T")
 class NoNetwork:
     """A node alone."""
 
-    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, *, bulk: bool) -> bool:
+    def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         return False
 
     def is_connected(self, peer: NodeId) -> bool:

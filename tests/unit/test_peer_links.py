@@ -91,10 +91,10 @@ def run(test: Callable[[dict[NodeId, str]], Coroutine[None, None, None]]) -> Non
     asyncio.run(test(two_addresses()))
 
 
-def send(end: End, peer: int, term: int, *, bulk: bool = False, size: int = 0) -> bool:
-    append = peer_pb2.AppendEntries(frames=[bytes(size)])
+def send(end: End, peer: int, term: int, *, size: int = 0) -> bool:
+    append = peer_pb2.AppendEntries(sequence=term)
     message = peer_pb2.GroupMessage(topic_id=bytes(16), term=term, append_entries=append)
-    return end.links.send(NodeId(peer), message, bulk=bulk)
+    return end.links.send(NodeId(peer), message, [bytes(size)] if size else [])
 
 
 def test_messages_arrive_in_order() -> None:
@@ -112,7 +112,7 @@ def test_messages_arrive_in_order() -> None:
         for term in range(200):
             assert send(one, 2, term)
         for term in range(8):
-            assert send(two, 1, term, bulk=True, size=1 << 20)
+            assert send(two, 1, term, size=1 << 20)
         one.links.broadcast_status(peer_pb2.NodeStatus(process_id=5))
         await two.until(lambda: two.terms.get(NodeId(1)) == list(range(200)) and two.statuses == [5])
         await one.until(lambda: one.terms.get(NodeId(2)) == list(range(8)))

@@ -35,6 +35,24 @@ def test_one_frame_for_all_that_waits() -> None:
     asyncio.run(run())
 
 
+def test_entries_are_put_into_their_message() -> None:
+    """What arrives is the message as if its entries had been in it all the time."""
+
+    async def run() -> None:
+        box = Outbox(10_000)
+        sent = message(1, 300)
+        sent.append_entries.sequence = 7
+        entries = [b"a" * 200, b"", b"c" * 3]
+        assert box.put(sent, entries)
+        assert box.put(message(2))
+        received = (await next_frame(box)).messages
+        sent.append_entries.frames.extend(entries)
+        assert list(received) == [sent, message(2)]
+        assert box.bytes_queued == 0
+
+    asyncio.run(run())
+
+
 def test_frames_are_bounded() -> None:
     """Large messages are spread over frames; one that is larger than a frame's target still goes."""
 
