@@ -43,9 +43,10 @@ from fluxd.observability import get_logger
 from fluxd.peer.identity import Identity
 from fluxd.peer.links import Links
 from fluxd.peer.reception import Reception
-from fluxd.raft.group import Group, GroupSpec
+from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.library import LibraryError, check_library
+from fluxd.raft.spec import GroupSpec
 from fluxd.reactor import AsyncReactor
 from fluxd.rpc.admin import WRITES, AdminServicer
 from fluxd.rpc.admin_node import NodeControl

@@ -17,7 +17,7 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import GroupId, NodeId
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 
 
 class TransferableReplica(Replica, Protocol):

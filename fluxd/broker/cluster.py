@@ -18,7 +18,7 @@ from fluxd.core import limits
 from fluxd.core.metadata import Image, Topic
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset, Term
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2
 
 _OUT = (Role.UNADMITTED, Role.FAILED)

@@ -36,8 +36,8 @@ from fluxd.core.names import check_configs, check_topic_name
 from fluxd.core.placement import NodeLoad, assign
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_TOPIC, NodeId, Offset
-from fluxd.raft.group import Role
 from fluxd.raft.proposal import Append, AppendResult
+from fluxd.raft.spec import Role
 from fluxlog.v1 import admin_pb2, metadata_pb2, peer_pb2, record_pb2
 
 COMMAND_BYTES_MAX = limits.BATCH_BYTES_MAX - limits.KIB

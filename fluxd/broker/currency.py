@@ -20,7 +20,7 @@ from fluxd.core.errors import FluxError, Reason
 from fluxd.core.status import error_from_message
 from fluxd.core.types import METADATA_TOPIC, NodeId, Offset
 from fluxd.observability import get_logger
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from fluxlog.v1 import log_pb2
 
 log = get_logger()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from fluxd.broker.cluster import ClusterView, LeaderHint, leader_status
 from fluxd.core.metadata import Partition, Topic
 from fluxd.core.types import GroupId, NodeId
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from fluxlog.v1 import admin_pb2, peer_pb2
 
 _STATES = {

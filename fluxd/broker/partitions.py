@@ -23,7 +23,7 @@ from fluxd.core.names import parse_configs
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC_ID, GroupId
 from fluxd.observability import get_logger
-from fluxd.raft.group import GroupSpec
+from fluxd.raft.spec import GroupSpec
 from fluxd.storage.directory import PARTITIONS, DataDirectory
 
 log = get_logger()

@@ -11,8 +11,9 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import Topic
 from fluxd.core.types import GroupId, NodeId, Term
-from fluxd.raft.group import Group, Role
+from fluxd.raft.group import Group
 from fluxd.raft.offline import OfflineGroup
+from fluxd.raft.spec import Role
 from fluxlog.v1 import log_pb2
 
 LEADER_WAIT = 0.75 * limits.NO_QUORUM_ANSWER

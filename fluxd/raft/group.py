@@ -11,53 +11,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 from fluxd.core import limits
 from fluxd.core.entry import EntryKind, Stamp, build_frame
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.producers import DuplicateCommitted, DuplicatePending, ProducerTable, items_of_frame
 from fluxd.core.runtime import Reactor
-from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
+from fluxd.core.types import NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.proposal import Append, AppendResult, Committed
+from fluxd.raft.spec import GroupSpec, Role
 from fluxd.raft.transport import Transport
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 
-
-class Role(Enum):
-    """What a replica is at the moment."""
-
-    FOLLOWER = "follower"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
-    UNADMITTED = "unadmitted"
-    """Takes no part: its directory, votes or log are missing or corrupt."""
-    FAILED = "failed"
-    """Stopped itself after an error."""
-
-
 _ROLES = {library.FOLLOWER: Role.FOLLOWER, library.CANDIDATE: Role.CANDIDATE, library.LEADER: Role.LEADER}
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSpec:
-    """What the metadata says of a group and of this node's replica.
-
-    Args:
-        voters: all replicas, the preferred leader first.
-        bound_directory: the data directory that this node's vote is bound to.
-    """
-
-    group_id: GroupId
-    generation: int
-    voters: tuple[NodeId, ...]
-    bound_directory: bytes
-    segment_bytes: int = limits.SEGMENT_BYTES_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from fluxd.core import limits
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import GroupId, NodeId
 from fluxd.raft import library
-from fluxd.raft.group import Group, GroupContext, GroupSpec, Role
+from fluxd.raft.group import Group, GroupContext
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Opened, open_replica
+from fluxd.raft.spec import GroupSpec, Role
 from fluxd.raft.transport import Transport
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.votes import VoteFile

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId, Offset, RaftIndex, Term
-from fluxd.raft.group import GroupSpec, Role
 from fluxd.raft.proposal import Append
+from fluxd.raft.spec import GroupSpec, Role
 
 
 class OfflineGroup:

@@ -13,7 +13,7 @@ from fluxd.core.entry import HEADER_BYTES, read_stamp
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.producers import ProducerTable, items_of_frame
 from fluxd.core.types import Offset, RaftIndex
-from fluxd.raft.group import GroupSpec
+from fluxd.raft.spec import GroupSpec
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog

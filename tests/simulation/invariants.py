@@ -11,7 +11,8 @@ from random import Random
 from fluxd.core.entry import FRAME_TAG, HEADER_BYTES, read_stamp, verify_frame
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import NodeId, RaftIndex
-from fluxd.raft.group import Group, Role
+from fluxd.raft.group import Group
+from fluxd.raft.spec import Role
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2

@@ -14,8 +14,9 @@ from functools import partial
 from fluxd.core.entry import split_batches
 from fluxd.core.errors import FluxError
 from fluxd.core.types import NodeId, Offset, RaftIndex
-from fluxd.raft.group import Group, Role
+from fluxd.raft.group import Group
 from fluxd.raft.proposal import Append, AppendResult, Committed
+from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2, record_pb2
 from tests.simulation.clients import encode
 from tests.simulation.clock import Simulator

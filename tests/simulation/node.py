@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from fluxd.core import limits
 from fluxd.core.types import GroupId, NodeId
-from fluxd.raft.group import Group, GroupSpec
+from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.offline import OfflineGroup
+from fluxd.raft.spec import GroupSpec
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2

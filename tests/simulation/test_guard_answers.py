@@ -11,9 +11,9 @@ import pytest
 from fluxd.core.entry import EntryKind, birth_frame, build_frame, read_stamp
 from fluxd.core.errors import InvariantViolation
 from fluxd.core.types import NodeId
-from fluxd.raft.group import Role
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.proposal import Committed
+from fluxd.raft.spec import Role
 from tests.simulation.invariants import Violation
 from tests.simulation.lab import Lab, Message, is_append, is_heartbeat, outcome
 from tests.simulation.node import GROUP

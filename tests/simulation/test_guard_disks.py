@@ -11,8 +11,8 @@ import pytest
 
 from fluxd.core.entry import HEADER_BYTES, EntryKind, build_frame
 from fluxd.core.types import NodeId, RaftIndex, Term
-from fluxd.raft.group import Role
 from fluxd.raft.outbox import Outbox
+from fluxd.raft.spec import Role
 from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, State, StateFile
 from fluxd.storage.log import PartitionLog
 from fluxlog.v1 import peer_pb2

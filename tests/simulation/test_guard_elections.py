@@ -6,7 +6,7 @@ from __future__ import annotations
 from fluxd.core import limits
 from fluxd.core.errors import FluxError
 from fluxd.core.types import NodeId
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from tests.simulation.lab import Lab, Message, is_append, is_heartbeat, is_reply
 
 TIMEOUT = limits.ELECTION_TIMEOUT_MIN

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from fluxd.core import limits
 from fluxd.core.types import NodeId
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from tests.simulation.lab import Lab, Message, is_append, is_heartbeat, is_reply, outcome
 
 BIG = b"." * 1_000_000

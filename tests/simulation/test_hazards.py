@@ -13,8 +13,8 @@ import pytest
 
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId, RaftIndex
-from fluxd.raft.group import Role
 from fluxd.raft.proposal import Committed
+from fluxd.raft.spec import Role
 from tests.simulation.lab import Lab, is_append, is_heartbeat, is_reply, outcome
 
 BIG = b"." * 200_000

@@ -9,8 +9,8 @@ import pytest
 from fluxd.core import limits
 from fluxd.core.errors import FluxError
 from fluxd.core.types import GroupId, NodeId, Offset, Term
-from fluxd.raft.group import GroupSpec, Role
 from fluxd.raft.proposal import Append, AppendResult
+from fluxd.raft.spec import GroupSpec, Role
 from fluxd.storage.votes import COMPACT_BYTES, RECORD_BYTES
 from tests.simulation.clients import encode
 from tests.simulation.lab import Lab, Message, is_append, is_heartbeat, outcome

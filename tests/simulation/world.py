@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from fluxd.core.entry import split_batches
 from fluxd.core.errors import FluxError
 from fluxd.core.types import NodeId, RaftIndex
-from fluxd.raft.group import Group, Role
+from fluxd.raft.group import Group
 from fluxd.raft.host import Host
+from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2, record_pb2
 from tests.simulation.clients import Client, History, Sent
 from tests.simulation.clock import Simulator

@@ -13,7 +13,7 @@ from fluxd.core.errors import FluxError
 from fluxd.core.metadata import FIRST_GENERATION, Image, Partition, Replica, apply, founding_image
 from fluxd.core.metadata_commands import Commands
 from fluxd.core.types import GroupId, NodeId, Offset, Term
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2
 from tests.simulation.clock import DiskSpeed, SimReactor, Simulator
 

@@ -19,8 +19,9 @@ from fluxd.core.batch import batch_from_records
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
 from fluxd.peer.identity import Identity
-from fluxd.raft.group import Group, GroupSpec, Role
+from fluxd.raft.group import Group
 from fluxd.raft.host import Host
+from fluxd.raft.spec import GroupSpec, Role
 from fluxd.reactor import AsyncReactor
 from fluxd.storage.directory import VOTES_NAME, open_directory
 from fluxd.storage.real import RealFileSystem

@@ -17,7 +17,7 @@ from fluxd.broker.routes import Route
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.status import error_message
 from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC, GroupId, NodeId, Offset
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from fluxlog.v1 import admin_pb2, log_pb2, record_pb2
 from tests.unit.broker_fakes import Cluster, FakeGroup, leads, partition
 

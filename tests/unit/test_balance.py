@@ -5,7 +5,7 @@ from __future__ import annotations
 from fluxd.broker.balance import LeaderBalancer
 from fluxd.core import limits
 from fluxd.core.types import GroupId, NodeId
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from tests.unit.broker_fakes import Cluster, FakeGroup, partition
 
 SETTLED = limits.LEADER_BALANCE_SETTLE + 2 * limits.LEADER_BALANCE_INTERVAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fluxd.broker.cluster import LeaderHint
 from fluxd.core import limits
 from fluxd.core.types import GroupId, NodeId, Term
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2
 from tests.unit.broker_fakes import Cluster, leads, partition
 

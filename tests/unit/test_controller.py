@@ -19,9 +19,10 @@ from fluxd.core.batch import batch_from_records, records_from_frames
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import Node, founding_image
 from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC, NodeId, Offset, Term
-from fluxd.raft.group import Group, GroupSpec, Role
+from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.proposal import Append, Committed
+from fluxd.raft.spec import GroupSpec, Role
 from fluxd.storage.directory import VOTES_NAME, open_directory
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import admin_pb2, peer_pb2, record_pb2

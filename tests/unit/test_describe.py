@@ -5,7 +5,7 @@ from __future__ import annotations
 from fluxd.broker.describe import cluster_description, is_under_replicated, partition_description
 from fluxd.core import limits
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset
-from fluxd.raft.group import Role
+from fluxd.raft.spec import Role
 from fluxlog.v1 import admin_pb2, peer_pb2
 from tests.unit.broker_fakes import Cluster, FakeGroup, leads, partition
 

@@ -12,7 +12,7 @@ from fluxd.broker.partitions import Partitions
 from fluxd.core.metadata import FIRST_GENERATION, Image, Node, Partition, Replica, apply
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
-from fluxd.raft.group import GroupSpec
+from fluxd.raft.spec import GroupSpec
 from fluxd.storage.directory import PARTITIONS, QUARANTINE, DataDirectory, open_directory
 from fluxlog.v1 import metadata_pb2
 from tests.simulation.disk import SimDisk
