@@ -27,6 +27,12 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # A node that has fallen silent (stopped, cut off, without power) is noticed within moments, not when a call's own
+    # time is up: only then another one is asked.
+    ("grpc.keepalive_time_ms", 1_000),
+    ("grpc.keepalive_timeout_ms", 1_500),
+    ("grpc.http2.ping_timeout_ms", 1_500),  # a minute otherwise, whatever keepalive says
+    ("grpc.http2.max_pings_without_data", 0),
     # Retries are ours, since only we know which are safe.
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
