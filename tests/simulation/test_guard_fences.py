@@ -231,6 +231,23 @@ def test_entries_that_were_lost_on_the_way_are_sent_again() -> None:
     lab.until(lambda: outcome(answers) == "COMMITTED", within=2 * limits.ELECTION_TIMEOUT_MIN)
 
 
+def test_what_was_on_a_broken_link_is_sent_again_with_the_next_answer() -> None:
+    """The loss is known: nobody waits for patience to end."""
+    lab = Lab()
+    lab.elect(1)
+    lab.kill(3, gone=False)
+    lab.network.hold = lambda source, target, message: is_append(message)
+    answers = lab.propose(1, b"x")
+    lab.run(0.1)
+    host = lab.nodes[NodeId(1)].host
+    assert host is not None
+    host.peer_down(NodeId(2), gone=False)
+    lab.network.held.clear()
+    lab.network.hold = lambda source, target, message: False
+    host.peer_up(NodeId(2))
+    lab.until(lambda: outcome(answers) == "COMMITTED", within=2 * limits.HEARTBEAT_INTERVAL)
+
+
 def test_what_is_on_its_way_to_a_silent_follower_is_bounded() -> None:
     """It receives and never answers: the others go on, and the leader sends it no more than the window."""
     lab = Lab()

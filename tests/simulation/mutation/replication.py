@@ -142,7 +142,7 @@ MUTANTS = (
         "c2-broken-link",
         "C2 what was on a broken link is sent again",
         (Edit(_LEADING, "if peer in self.progress:\n            self.progress[peer].lost()", "pass"),),
-        expected_silent="speed only: what is lost is sent again after an election timeout anyway",
+        guard=_FENCES + "test_what_was_on_a_broken_link_is_sent_again_with_the_next_answer",
     ),
     Mutant(
         "c2-received-forgotten",
