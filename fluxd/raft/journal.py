@@ -15,6 +15,7 @@ from typing import overload
 
 from pysyncobj.journal import Journal
 
+from fluxd.core import limits
 from fluxd.core.entry import FRAME_TAG, EntryKind, Stamp, build_frame, read_stamp
 from fluxd.core.errors import InvariantViolation
 from fluxd.core.types import GroupId, NodeId, RaftIndex, Term
@@ -23,6 +24,9 @@ from fluxd.storage.votes import VoteFile
 
 _LIBRARY_NO_OP = b"\x01"
 _TYPE_BYTE = bytes((FRAME_TAG,))
+ENTRY_WEIGHT = 8 * limits.KIB
+"""Counted for each entry on top of its bytes, where it is decided how many are sent at once: reading and checking one
+costs some 20 us however small it is, and thousands of them in one step would keep the loop from all other groups."""
 
 
 class FrameRef:
@@ -34,7 +38,7 @@ class FrameRef:
         self._log, self._index = log, index
 
     def __len__(self) -> int:
-        return self._log.stamp_at(self._index).frame_bytes
+        return self._log.stamp_at(self._index).frame_bytes + ENTRY_WEIGHT
 
     def __getitem__(self, key: slice) -> bytes:
         if key != slice(None, 1):

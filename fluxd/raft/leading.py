@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.types import NodeId, RaftIndex
-from fluxd.raft.journal import EntryRange
+from fluxd.raft.journal import ENTRY_WEIGHT, EntryRange
 from fluxd.raft.progress import InFlight, Progress
 from fluxlog.v1 import peer_pb2
 
@@ -95,7 +95,7 @@ class Leading:
         for index in indexes:
             frame = log.frame_at(RaftIndex(index))
             frames.append(frame)
-            size += len(frame)
+            size += len(frame) + ENTRY_WEIGHT
             if size < limits.ENTRY_BYTES_TARGET and index != indexes[-1]:
                 continue
             if not self._send(peer, progress, first - 1, frames):

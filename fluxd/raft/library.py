@@ -25,7 +25,7 @@ from pysyncobj.transport import Transport
 
 from fluxd.core import limits
 from fluxd.core.types import NodeId
-from fluxd.raft.journal import RaftJournal
+from fluxd.raft.journal import ENTRY_WEIGHT, RaftJournal
 
 AUDITED_SYNCOBJ_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
 STEP = 2e-6
@@ -114,7 +114,7 @@ def build(
         appendEntriesPeriod=_APPEND_ENTRIES_PERIOD,
         appendEntriesUseBatch=True,
         # above any frame: its "transmission" path, which pickles, is then dead
-        appendEntriesBatchSizeBytes=limits.ENTRY_FRAME_BYTES_MAX + 1,
+        appendEntriesBatchSizeBytes=limits.ENTRY_FRAME_BYTES_MAX + ENTRY_WEIGHT + 1,
         raftMinTimeout=10 * _APPEND_ENTRIES_PERIOD,
         raftMaxTimeout=20 * _APPEND_ENTRIES_PERIOD,
         leaderFallbackTimeout=limits.ELECTION_TIMEOUT_MIN,

@@ -227,3 +227,31 @@ def test_a_stopping_node_hands_over_even_if_the_first_attempt_was_too_early() ->
     assert ended[0] < limits.ELECTION_TIMEOUT_MAX
     assert lab[1].role is not Role.LEADER
     assert outcome(answers) == "COMMITTED"
+
+
+def test_a_follower_far_behind_in_tiny_entries_does_not_hold_up_the_loop() -> None:
+    """Each entry costs time however small it is: what is sent in one step is bounded in entries, not only in bytes."""
+    lab = Lab()
+    group = lab.elect(1)
+    lab.network.weather.delay_low = lab.network.weather.delay_high = 0.0001
+    lab.cut((2,), (1, 3))
+    while group.log.last_index < 300:
+        lab.commit(1, b"tiny")
+    lab.network.weather.delay_low = lab.network.weather.delay_high = 0.01
+    before = len(lab.network.sent)
+    lab.heal()
+    lab.until(lambda: lab[2].log.last_index == group.log.last_index)
+    appends = [message.append_entries for _, target, message in lab.network.sent[before:] if target == 2]
+    assert max(len(append.frames) for append in appends) <= 128
+    frames = [frame for append in appends for frame in append.frames]
+    assert len(frames) == len(set(frames)) > 250
+
+
+def test_the_largest_entry_is_no_transmission() -> None:
+    """The library would pickle an entry that is larger than its batch."""
+    lab = Lab()
+    group = lab.elect(1)
+    answers = lab.propose(1, bytes(limits.BATCH_BYTES_MAX))
+    lab.until(lambda: bool(answers))
+    assert outcome(answers) == "COMMITTED"
+    assert len(group.journal[-1][0]) > limits.BATCH_BYTES_MAX
