@@ -146,6 +146,13 @@ class Lab:
         ]
         return max(leading)[1] if leading else None
 
+    def let_campaign(self, node: int) -> None:
+        """This node campaigns now, and the others not before they have heard something new."""
+        for other in self.nodes.values():
+            if other.group is not None and other.host is not None:
+                other.group.guard.elections.deadline = self.simulator.now + (0.0 if other.node_id == node else 1e6)
+                other.host.wake(other.group)
+
     def elect(self, node: int) -> Group:
         """Have a node lead: by its own campaign at once, or by transfer from the leader that there is."""
         if self.leader() is None:

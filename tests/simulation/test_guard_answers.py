@@ -28,6 +28,7 @@ def _carries(message: Message, kind: EntryKind) -> bool:
 def test_an_answer_waits_for_its_own_entry() -> None:
     """The entry before it is committed: that is not yet an answer."""
     lab = Lab()
+    lab.let_campaign(1)
     lab.network.hold = lambda source, target, message: _carries(message, EntryKind.RECORDS)
     lab.until(lambda: lab.leader() == 1)
     answers = lab.propose(1, b"x")

@@ -29,6 +29,7 @@ def _bodies(lab: Lab, source: int) -> set[str | None]:
 def test_a_vote_leaves_when_it_is_on_disk() -> None:
     """Both voters' disks hang: the candidate hears of their votes when these are synced."""
     lab = Lab()
+    lab.let_campaign(1)
     for node in (2, 3):
         lab.nodes[NodeId(node)].speed.hung_until = 0.15
     lab.until(lambda: lab[2].journal.getVotedForNodeId() == 1 and lab[3].journal.getVotedForNodeId() == 1)
@@ -40,6 +41,7 @@ def test_a_vote_leaves_when_it_is_on_disk() -> None:
 def test_a_candidate_asks_when_its_term_is_on_disk() -> None:
     """Its disk hangs: nobody hears of the term that it has begun."""
     lab = Lab()
+    lab.let_campaign(1)
     lab.nodes[NodeId(1)].speed.hung_until = 0.5
     lab.until(lambda: lab[1].term == 1)
     lab.run(0.4 - lab.simulator.now)

@@ -28,28 +28,28 @@ def _votes(lab: Lab, term: int) -> list[tuple[NodeId, NodeId, Message]]:
 def test_a_vote_that_arrives_three_times_counts_once() -> None:
     """Two of five elect nobody, however often they say it; the third does."""
     lab = Lab(nodes=5)
+    lab.let_campaign(1)
     lab.network.hold = _is_vote
     lab.until(lambda: len(lab.network.held) == 4)
-    candidate = lab.network.held[0][1]
     first, second = lab.network.held[:2]
     lab.network.release([first, first, first])
-    assert lab[candidate].role is Role.CANDIDATE
+    assert lab[1].role is Role.CANDIDATE
     lab.network.release([second])
-    assert lab[candidate].role is Role.LEADER
+    assert lab[1].role is Role.LEADER
 
 
 def test_a_vote_of_an_earlier_term_elects_nobody() -> None:
     """Late votes of the first campaign arrive in the second one."""
     lab = Lab(nodes=5)
+    lab.let_campaign(1)
     lab.network.hold = _is_vote
     lab.until(lambda: len(_votes(lab, 1)) == 4)
-    candidate = lab.network.held[0][1]
     lab.until(lambda: len(_votes(lab, 2)) == 4)
-    assert (lab[candidate].role, lab[candidate].term) == (Role.CANDIDATE, 2)
+    assert (lab[1].role, lab[1].term) == (Role.CANDIDATE, 2)
     lab.network.release(_votes(lab, 1))
-    assert lab[candidate].role is Role.CANDIDATE
+    assert lab[1].role is Role.CANDIDATE
     lab.network.release(_votes(lab, 2)[:2])
-    assert lab[candidate].role is Role.LEADER
+    assert lab[1].role is Role.LEADER
 
 
 def test_a_message_of_another_generation_is_not_heard() -> None:
