@@ -44,7 +44,7 @@ class ProduceCall:
 
     topic: str
     partition: int
-    batch: bytes
+    batch: bytes | memoryview
     """Empty: there is none."""
     batch_crc32c: int | None
     expected_offset: int | None
@@ -53,7 +53,7 @@ class ProduceCall:
     records: Sequence[record_pb2.Record]
     producer_id: bytes
     base_sequence: int
-    raw: bytes
+    raw: bytes | memoryview
     """The whole encoded ProduceRequest."""
     connection: str
     forwarded: bool
@@ -136,7 +136,7 @@ class Producing:
 
     def _pass_on(self, route: Route, node: NodeId, call: ProduceCall) -> asyncio.Future[ProduceAnswer]:
         """Hand the request to another node. It is given up, UNKNOWN, when that one has been replaced as the leader."""
-        future = self._forwarder.produce(node, call.raw)
+        future = self._forwarder.produce(node, bytes(call.raw))
         hop = _Hop(node, future)
         hops = self._hops.setdefault(route.group_id, set())
         hops.add(hop)
@@ -198,7 +198,7 @@ def _check_fields(call: ProduceCall) -> int:
     return call.timeout_ms or limits.PRODUCE_TIMEOUT_MS_DEFAULT
 
 
-def _checked(call: ProduceCall, now_ms: int) -> tuple[bytes, BatchInfo]:
+def _checked(call: ProduceCall, now_ms: int) -> tuple[bytes | memoryview, BatchInfo]:
     """The batch to append, checked. Raises FluxError, REJECTED."""
     if call.records:
         batch = batch_from_records(call.records, call.producer_id, call.base_sequence, now_ms)

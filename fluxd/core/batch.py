@@ -38,7 +38,9 @@ _COLUMNS_TAG = 0x82
 """First byte of the tag of field 16; 0x01 follows. All others have one byte."""
 _VARINT_TAGS = frozenset((0x08, 0x10, 0x20, 0x28))
 _BYTES_TAGS = frozenset((0x1A, 0x32, 0x3A, 0x42, 0x4A, 0x52, 0x5A, 0x62, 0x6A, 0x72, 0x7A, _COLUMNS_TAG))
-_SEQUENCE_MAX = (1 << 64) - 1
+_PRODUCER_TAGS = (0x08, 0x1A, 0x20)
+"""record_count, producer_id, base_sequence."""
+_UINT32_MAX, _UINT64_MAX = (1 << 32) - 1, (1 << 64) - 1
 
 
 class BatchInfo(NamedTuple):
@@ -79,8 +81,9 @@ def check_batch(data: bytes | memoryview) -> BatchInfo:
     if len(data) > limits.BATCH_BYTES_MAX:
         raise _too_large(f"the batch has {len(data)} bytes, at most {limits.BATCH_BYTES_MAX} are allowed")
     try:
-        columns_bytes = _check_shape(data)
-        batch = _parse(data)
+        columns = _fields(data).get(_COLUMNS_TAG) or _Field(len(data), 0, len(data))
+        # Without its largest field, which the parser would copy.
+        batch = _parse(b"".join((data[: columns.start], data[columns.end :])))
         if batch.record_count > limits.BATCH_RECORDS_MAX:
             raise _too_large(
                 f"the batch has {batch.record_count} records, at most {limits.BATCH_RECORDS_MAX} are allowed"
@@ -95,9 +98,9 @@ def check_batch(data: bytes | memoryview) -> BatchInfo:
                 f"{limits.BATCH_UNCOMPRESSED_BYTES_MAX} are allowed"
             )
         if batch.codec == record_pb2.CODEC_NONE:
-            check_size(columns_bytes, declared)
+            check_size(columns.number, declared)
             if batch.header_counts:
-                check_header_keys(batch, batch.columns)
+                check_header_keys(batch, bytes(data[columns.end - columns.number : columns.end]))
     except CorruptDataError as error:
         raise FluxError(Reason.CORRUPT_BATCH, f"not a valid batch: {error}") from error
     return BatchInfo(batch.record_count, batch.producer_id, batch.base_sequence)
@@ -109,8 +112,10 @@ def producer_of(data: bytes | memoryview) -> BatchInfo:
     Raises:
         CorruptDataError: the bytes are not a RecordBatch.
     """
-    batch = _parse(data)
-    return BatchInfo(batch.record_count, batch.producer_id, batch.base_sequence)
+    fields = _fields(data)
+    record_count, producer, base_sequence = (fields.get(tag, _ABSENT) for tag in _PRODUCER_TAGS)
+    producer_id = bytes(data[producer.end - producer.number : producer.end])
+    return BatchInfo(record_count.number & _UINT32_MAX, producer_id, base_sequence.number & _UINT64_MAX)
 
 
 def _too_large(message: str) -> FluxError:
@@ -124,34 +129,39 @@ def _parse(data: bytes | memoryview) -> record_pb2.RecordBatch:
         raise CorruptDataError("the bytes are not a RecordBatch") from error
 
 
-def _check_shape(data: bytes | memoryview) -> int:
-    """Each known field at most once, and no other: at most 16 steps, whatever the bytes are.
+class _Field(NamedTuple):
+    """Where a field stands, and its number: a varint's value, else the length of the content, which ends at `end`."""
 
-    Returns:
-        Size of `columns`, bytes: to ask the message for it would copy them.
-    """
-    position, end, columns_bytes = 0, len(data), 0
-    seen = set()
+    start: int
+    number: int
+    end: int
+
+
+_ABSENT = _Field(0, 0, 0)
+
+
+def _fields(data: bytes | memoryview) -> dict[int, _Field]:
+    """By tag. Each known field at most once, and no other: at most 16 steps, whatever the bytes are."""
+    position, end = 0, len(data)
+    fields: dict[int, _Field] = {}
     while position < end:
-        tag = data[position]
-        if tag in seen:
+        start, tag = position, data[position]
+        if tag in fields:
             raise CorruptDataError(f"field {_field_of(tag)} occurs twice; repeated numbers must be packed")
-        seen.add(tag)
         position += 1
         if tag == _COLUMNS_TAG:
             if data[position : position + 1] != b"\x01":
-                raise CorruptDataError(f"unknown field at byte {position - 1}")
+                raise CorruptDataError(f"unknown field at byte {start}")
             position += 1
         number, position = _read_varint(data, position)
         if tag in _BYTES_TAGS:
             position += number
-            if tag == _COLUMNS_TAG:
-                columns_bytes = number
         elif tag not in _VARINT_TAGS:
-            raise CorruptDataError(f"unknown field or wire type, tag {tag:#x} at byte {position - 1}")
+            raise CorruptDataError(f"unknown field or wire type, tag {tag:#x} at byte {start}")
+        fields[tag] = _Field(start, number, position)
     if position > end:
         raise CorruptDataError("the batch is cut off")
-    return columns_bytes
+    return fields
 
 
 def _field_of(tag: int) -> int:
@@ -175,7 +185,7 @@ def _check_producer(batch: record_pb2.RecordBatch) -> None:
         raise CorruptDataError(f"producer_id has {producer_id_bytes} bytes, must have 0 or {PRODUCER_ID_BYTES}")
     if not producer_id_bytes and batch.base_sequence:
         raise CorruptDataError("base_sequence without producer_id")
-    if batch.base_sequence + batch.record_count > _SEQUENCE_MAX:
+    if batch.base_sequence + batch.record_count > _UINT64_MAX:
         raise CorruptDataError(f"base_sequence {batch.base_sequence} + {batch.record_count} records is over 2^64 - 1")
 
 

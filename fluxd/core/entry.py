@@ -105,7 +105,7 @@ def build_frame(
     append_time_ms: int,
     record_count: int,
     previous_checksum: int,
-    batches: Sequence[bytes] = (),
+    batches: Sequence[bytes | memoryview] = (),
 ) -> bytes:
     """Encode one entry.
 
@@ -117,7 +117,7 @@ def build_frame(
     Returns:
         The whole frame, at most limits.ENTRY_FRAME_BYTES_MAX bytes.
     """
-    parts: list[bytes] = [b""]
+    parts: list[bytes | memoryview] = [b""]
     body_bytes = 0
     for batch in batches:
         head = b"\x12" + _varint(len(batch))

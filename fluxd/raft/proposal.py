@@ -39,7 +39,7 @@ class Append:
         done: called exactly once, on the loop, possibly before `Group.submit` returns.
     """
 
-    batch: bytes
+    batch: bytes | memoryview
     record_count: int
     done: Callable[[AppendResult], None]
     producer_id: bytes = b""

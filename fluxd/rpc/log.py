@@ -75,7 +75,7 @@ class LogService:
         places = asyncio.Semaphore(limits.STREAM_IN_FLIGHT_MAX)
         turns: _Turns = WeakValueDictionary()
 
-        async def serve(number: int, raw: bytes) -> None:
+        async def serve(number: int, raw: bytes | memoryview) -> None:
             response = await self._produce_one(raw, connection, turns, forwarded=forwarded)
             response.correlation_id = number
             responses.put_nowait(response.SerializeToString())
@@ -101,7 +101,7 @@ class LogService:
             await asyncio.gather(reader, return_exceptions=True)
 
     async def _produce_one(
-        self, raw: bytes, connection: str, turns: _Turns, *, forwarded: bool
+        self, raw: bytes | memoryview, connection: str, turns: _Turns, *, forwarded: bool
     ) -> log_pb2.ProduceStreamResponse:
         response = log_pb2.ProduceStreamResponse()
         try:

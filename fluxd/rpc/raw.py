@@ -63,20 +63,24 @@ def _build_raw_types() -> tuple[type[_RawProduceRequest], type[_RawStreamRequest
 
 
 _ProduceRequest, _StreamRequest = _build_raw_types()
+_BATCH_TAG = 0x1A  # ProduceRequest.batch
+_REQUEST_TAG = 0x12  # ProduceStreamRequest.request
+_FIXED_BYTES = {1: 8, 5: 4}
 
 
-def parse_produce(raw: bytes, *, connection: str, forwarded: bool) -> ProduceCall:
-    """Read an encoded ProduceRequest; the batch inside is left as it is.
+def parse_produce(raw: bytes | memoryview, *, connection: str, forwarded: bool) -> ProduceCall:
+    """Read an encoded ProduceRequest; the batch inside is left as it is, and where it is.
 
     Raises:
         FluxError: INVALID_ARGUMENT: not a ProduceRequest. Any bytes either parse or give this.
     """
     request = _ProduceRequest()
-    _parse(request, raw, "ProduceRequest")
+    rest, batch = cut_out(raw, _BATCH_TAG)
+    _parse(request, rest, "ProduceRequest")
     return ProduceCall(
         topic=request.topic,
         partition=request.partition,
-        batch=request.batch,
+        batch=request.batch if batch is None else batch,
         batch_crc32c=request.batch_crc32c if request.HasField("batch_crc32c") else None,
         expected_offset=request.expected_offset if request.HasField("expected_offset") else None,
         timeout_ms=request.timeout_ms,
@@ -90,15 +94,16 @@ def parse_produce(raw: bytes, *, connection: str, forwarded: bool) -> ProduceCal
     )
 
 
-def parse_stream_request(raw: bytes) -> tuple[int, bytes]:
+def parse_stream_request(raw: bytes) -> tuple[int, bytes | memoryview]:
     """Read an encoded ProduceStreamRequest: (correlation id, encoded ProduceRequest).
 
     Raises:
         FluxError: INVALID_ARGUMENT.
     """
-    request = _StreamRequest()
-    _parse(request, raw, "ProduceStreamRequest")
-    return request.correlation_id, request.request
+    message = _StreamRequest()
+    rest, request = cut_out(raw, _REQUEST_TAG)
+    _parse(message, rest, "ProduceStreamRequest")
+    return message.correlation_id, message.request if request is None else request
 
 
 def _parse(message: _RawProduceRequest | _RawStreamRequest, raw: bytes, name: str) -> None:
@@ -106,3 +111,51 @@ def _parse(message: _RawProduceRequest | _RawStreamRequest, raw: bytes, name: st
         message.ParseFromString(raw)
     except (DecodeError, UnicodeDecodeError) as error:
         raise FluxError(Reason.INVALID_ARGUMENT, f"the {len(raw)} bytes of the request are not a {name}") from error
+
+
+def cut_out(data: bytes | memoryview, tag: int) -> tuple[bytes, memoryview | None]:
+    """Take one length-delimited field out of an encoded message, so that its bytes are not copied by the parser.
+
+    Returns:
+        (the rest, the field's content); or (all of it, None) where the field is not there exactly once, or the bytes
+        are such that the parser should judge them.
+    """
+    view = memoryview(data)
+    position, end = 0, len(data)
+    found: tuple[int, int, int] | None = None
+    while position < end:
+        at, kind = position, view[position]
+        position, length = _skip_tag(view, position)
+        if kind == tag and position <= end:
+            if found is not None:
+                return bytes(data), None
+            found = at, position - length, position
+    if position != end or found is None:
+        return bytes(data), None
+    at, begin, after = found
+    return b"".join((view[:at], view[after:])), view[begin:after]
+
+
+def _skip_tag(view: memoryview, position: int) -> tuple[int, int]:
+    """Where the field after the one at a position begins, and how long its content is (length-delimited ones).
+
+    Beyond the end of the view: it is cut off, or of a kind that is not met in what clients send.
+    """
+    kind = view[position]
+    if kind >= 0x80:
+        return len(view) + 1, 0
+    wire_type = kind & 7
+    if wire_type in _FIXED_BYTES:
+        return position + 1 + _FIXED_BYTES[wire_type], 0
+    number = shift = 0
+    for byte in view[position + 1 : position + 11]:
+        position += 1
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            if wire_type == 0:
+                return position + 1, 0
+            if wire_type == 2:
+                return position + 1 + number, number
+            break
+    return len(view) + 1, 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fluxd.broker.forward import _stream_request
 from fluxd.broker.produce import ProduceCall
 from fluxd.core.errors import FluxError, Reason
-from fluxd.rpc.raw import parse_produce, parse_stream_request
+from fluxd.rpc.raw import _ProduceRequest, parse_produce, parse_stream_request
 from fluxlog.v1 import log_pb2, record_pb2
 
 BATCH = record_pb2.RecordBatch(record_count=2, value_lengths=[1, 1], columns=b"ab")
@@ -67,3 +67,36 @@ def test_stream_request_is_the_generated_one() -> None:
     request = log_pb2.ProduceRequest(topic="t", batch=BATCH)
     read = log_pb2.ProduceStreamRequest.FromString(_stream_request(300, request.SerializeToString()))
     assert (read.correlation_id, read.request) == (300, request)
+
+
+_PIECES = [
+    log_pb2.ProduceRequest(batch=BATCH).SerializeToString(),
+    log_pb2.ProduceRequest(batch=record_pb2.RecordBatch(record_count=1)).SerializeToString(),
+    b"\x1a\x00",
+    b"\x1a\x82\x00ab",  # a length that is longer than it need be
+    b"\x9a\x00\x02ab",  # a tag that is
+    log_pb2.ProduceRequest(topic="t", partition=300, batch_crc32c=7, expected_offset=1).SerializeToString(),
+    log_pb2.ProduceRequest(records=[record_pb2.Record(value=b"v")]).SerializeToString(),
+    b"\xfa\x01\x03new",  # a field of a later version
+    b"\x79" + bytes(8),
+    b"\x7b\x7c",  # a group
+    b"\x0a\x01\xff",  # not UTF-8
+    b"\x1a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=5), st.integers(0, 3))
+def test_the_batch_that_is_cut_out_is_the_one_that_a_parser_finds(pieces: list[bytes], cut_off: int) -> None:
+    """Fields in any order, twice, unknown or cut off: the answer is the parser's."""
+    raw = b"".join(pieces)
+    raw = raw[: max(0, len(raw) - cut_off)]
+    plain = _ProduceRequest()
+    try:
+        plain.ParseFromString(raw)
+    except (DecodeError, UnicodeDecodeError):
+        with pytest.raises(FluxError):
+            parsed(raw)
+        return
+    call = parsed(raw)
+    assert (call.topic, call.partition, call.batch) == (plain.topic, plain.partition, plain.batch)
+    assert (call.batch_crc32c is not None, len(call.records)) == (plain.HasField("batch_crc32c"), len(plain.records))
