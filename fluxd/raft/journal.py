@@ -107,7 +107,8 @@ class RaftJournal(Journal):
         self.commit_index = RaftIndex(min(checkpoint.commit_index, log.last_index) if checkpoint else log.first_index)
         self._first = self.entry(log.first_index)
         """The library asks for its first and its last entry dozens of times in each step."""
-        self.vote_op = 0
+        vote = votes.get(group, generation)
+        self.vote_op = 0 if vote is None else votes.put(group, generation, vote.term, vote.voted_for)
         """Number of the last vote record of this group; what reflects it may leave once that is synced."""
 
     # ------------------------------------------------------------------ what the library reads

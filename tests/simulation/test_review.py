@@ -255,3 +255,25 @@ def test_the_largest_entry_is_no_transmission() -> None:
     lab.until(lambda: bool(answers))
     assert outcome(answers) == "COMMITTED"
     assert len(group.journal[-1][0]) > limits.BATCH_BYTES_MAX
+
+
+def test_a_replica_that_is_closed_and_opened_again_waits_for_its_vote() -> None:
+    """In the same process, with its last vote not yet synced: what it says of that term could be forgotten."""
+    lab = Lab()
+    lab.elect(1)
+    node = lab.nodes[NodeId(2)]
+    host = node.host
+    assert host is not None
+    spec = lab[2].spec
+    node.speed.hung_until = lab.simulator.now + 1.0
+    lab.cut((2,), (1, 3))
+    lab[2].guard.adopt_term(NodeId(3), 7)
+    host.wake(lab[2])
+    lab.run(0.01)
+    host.close(spec.group_id)
+    host.open(spec)
+    assert lab[2].term == 7
+    assert not lab[2].guard.votes_durable()
+    lab.heal()
+    lab.run(0.9)  # I7 watches what node 2 says
+    lab.until(lambda: lab[2].guard.votes_durable() and lab.leader() is not None)
