@@ -174,7 +174,7 @@ class NetworkNemesis(Nemesis):
             case Kind.DELAY:
                 return between(hit, everybody, Rule(delay=0.1, jitter=0.05))
             case _:
-                return between(hit, everybody, Rule(lost=rng.uniform(0.01, 0.2)))
+                return between(hit, everybody, Rule(lost=rng.uniform(0.01, 0.1)))
 
     def heal(self) -> None:
         """The network is perfect, as far as this nemesis goes."""
