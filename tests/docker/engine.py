@@ -13,6 +13,7 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 
 from fluxctl.compose import compose_command
+from fluxctl.compose import docker as ask_docker
 from fluxctl.exits import CommandError
 from tests.integration.cluster import wait_until as wait_on_processes
 
@@ -50,12 +51,11 @@ def connect() -> docker.DockerClient:
         RuntimeError: why these tests cannot run here.
     """
     try:
-        engine = docker.from_env(timeout=_CALL_TIMEOUT)
-        engine.ping()
+        ask_docker("version", "--format", "{{.Server.Version}}")
         compose_command()
+        return docker.from_env(timeout=_CALL_TIMEOUT)
     except (DockerException, CommandError) as error:
         raise RuntimeError(f"no Docker engine with Compose: {error}") from error
-    return engine
 
 
 def build_image() -> None:
