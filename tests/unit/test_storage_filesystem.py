@@ -1,4 +1,4 @@
-"""Both filesystems keep the same contract."""
+"""All filesystems keep the same contract."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import pytest
 
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.real import RealFileSystem
+from tests.chaos.filesystem import PowerCutFileSystem
 from tests.simulation.disk import Keep, SimDisk
 
 
-@pytest.fixture(params=["real", "simulated"])
+@pytest.fixture(params=["real", "simulated", "power cut"])
 def fs(request: pytest.FixtureRequest, tmp_path: Path) -> FileSystem:
     if request.param == "real":
         return RealFileSystem(tmp_path / "data")
+    if request.param == "power cut":
+        return PowerCutFileSystem(tmp_path / "data")
     return SimDisk(random.Random(1))
 
 
