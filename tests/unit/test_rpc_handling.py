@@ -11,6 +11,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
+from structlog.testing import capture_logs
 
 from fluxd.core.errors import TRAITS, FluxError, Reason
 from fluxd.rpc.handling import Context, bidi_stream, parse, server_stream, typed_service, unary
@@ -168,3 +169,26 @@ def test_bad_text_is_invalid() -> None:
     with pytest.raises(FluxError) as caught:
         parse(log_pb2.FetchRequest, b"\x0a\x02\xff\xfe")
     assert caught.value.reason is Reason.INVALID_ARGUMENT
+
+
+def test_a_call_that_ended_under_a_reading_handler_is_no_defect() -> None:
+    """grpc.aio raises UsageError in a handler that reads on when its call is answered or the server has stopped."""
+
+    async def over(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        yield b"1"
+        raise aio.UsageError("the server is stopped")
+
+    class Peer:
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:1"
+
+        def __getattr__(self, name: str) -> object:
+            raise AssertionError(f"{name}: the status of a call that is over must not be set")
+
+    async def run() -> list[bytes]:
+        handler = bidi_stream("Test/Over", over)
+        return [response async for response in handler.stream_stream(None, Peer())]  # type: ignore[attr-defined]
+
+    with capture_logs() as logs:
+        assert asyncio.run(run()) == [b"1"]
+    assert not [entry for entry in logs if entry["log_level"] == "error"]
