@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -186,8 +186,8 @@ def test_a_call_that_ended_under_a_reading_handler_is_no_defect() -> None:
             raise AssertionError(f"{name}: the status of a call that is over must not be set")
 
     async def run() -> list[bytes]:
-        handler = bidi_stream("Test/Over", over)
-        return [response async for response in handler.stream_stream(None, Peer())]  # type: ignore[attr-defined]
+        handler = cast(Any, bidi_stream("Test/Over", over))
+        return [response async for response in handler.stream_stream(None, Peer())]
 
     with capture_logs() as logs:
         assert asyncio.run(run()) == [b"1"]
