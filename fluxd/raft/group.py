@@ -408,6 +408,8 @@ class Group:
             return FluxError(Reason.UNKNOWN_NODE, f"node {to} has no replica of {self.group_id}")
         if not self.guard.peers:
             return FluxError(Reason.NO_QUORUM, f"{self.group_id} has one replica")
+        if to is not None and not self._context.transport.is_connected(to):
+            return FluxError(Reason.REPLICA_OFFLINE, f"the replica of {self.group_id} on node {to} cannot be reached")
         self.guard.leading.transfer(to)
         self._context.wake(self)
         return None

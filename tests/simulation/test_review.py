@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from fluxd.core import limits
-from fluxd.core.errors import FluxError
+from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import GroupId, NodeId, Offset, Term
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.raft.spec import GroupSpec, Role
@@ -277,3 +277,16 @@ def test_a_replica_that_is_closed_and_opened_again_waits_for_its_vote() -> None:
     lab.heal()
     lab.run(0.9)  # I7 watches what node 2 says
     lab.until(lambda: lab[2].guard.votes_durable() and lab.leader() is not None)
+
+
+def test_leadership_is_not_offered_to_a_node_that_cannot_be_reached() -> None:
+    """Nothing is accepted while a handover is tried, so a hopeless one must not begin."""
+    lab = Lab()
+    group = lab.elect(1)
+    lab.kill(2)
+    lab.run(0.1)
+    refused = group.transfer(NodeId(2))
+    assert refused is not None and refused.reason is Reason.REPLICA_OFFLINE and "node 2" in refused.message
+    answers = lab.propose(1, b"x")
+    lab.until(lambda: bool(answers), within=0.5)
+    assert outcome(answers) == "COMMITTED"
