@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fluxd.core.entry import Stamp
+from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import GroupId
 from fluxd.storage.directory import PARTITIONS
 from fluxd.storage.frames import walk_frames
@@ -40,12 +41,18 @@ def compare(
         ends: what each replica must hold at least, exclusive offsets by partition.
 
     Returns:
-        Replicas that hold less.
+        Replicas that hold less, or are damaged.
     """
     short = []
     for partition, end in ends.items():
         directory = f"{PARTITIONS}/{GroupId(topic_id, partition).directory_name}"
-        logs = {node: read_log(RealFileSystem(root), directory) for node, root in data.items()}
+        logs: dict[int, dict[int, Stamp]] = {}
+        for node, root in data.items():
+            try:
+                logs[node] = read_log(RealFileSystem(root), directory)
+            except CorruptDataError as error:
+                short.append(f"node {node}: {topic}-{partition}: {error}")
+                logs[node] = {}
         common = min(max(log, default=0) for log in logs.values())
         for node, log in logs.items():
             stamp = log.get(common)

@@ -124,16 +124,18 @@ class Run:
         nemeses = self._let_faults_happen()
         healed = time.monotonic()
         self._history.phase(Phase.HEAL, healed)
-        self._wait_healthy()
+        healthy = self._wait_healthy()
         time.sleep(_CALM_SECONDS)
         availability_end = time.monotonic()
         self._end(self._scene.stop_writing, writers)
-        self._write_last()
+        if healthy:  # else the run has failed, and would only take longer
+            self._write_last()
         self._end(self._scene.stop_reading, readers)
-        self._history.phase(Phase.FINAL_READ, time.monotonic())
-        self._read_everything()
-        topics.check(self._admin)
-        self._wait_healthy()
+        if healthy:
+            self._history.phase(Phase.FINAL_READ, time.monotonic())
+            self._read_everything()
+            topics.check(self._admin)
+            self._wait_healthy()
         self._stop_and_compare(topic.topic_id)
         history = self._load()
         members = self._options.nodes
@@ -210,15 +212,16 @@ class Run:
         except (FluxlogError, IndexError):
             return None
 
-    def _wait_healthy(self) -> None:
-        """All nodes see all nodes, all replicas are in sync."""
+    def _wait_healthy(self) -> bool:
+        """All nodes see all nodes, all replicas are in sync; False, and the run has failed: not in time."""
         deadline, why = time.monotonic() + _HEAL_SECONDS, ""
         while time.monotonic() < deadline:
             why = self._why_not_healthy()
             if not why:
-                return
+                return True
             time.sleep(0.1)
         self._failures.append(f"not healthy within {_HEAL_SECONDS:g} s: {why}")
+        return False
 
     def _why_not_healthy(self) -> str:
         for number, address in self._network.addresses.items():
