@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from enum import Enum
 
 from fluxlog.admin import Admin
@@ -27,6 +28,7 @@ class TopicWriter(Worker):
     def __init__(self, name: str, scene: Scene) -> None:
         super().__init__(name, scene, scene.stop_writing)
         self.fates: dict[str, Fate] = {}
+        self._tidy: set[str] = set()
         self.changes = 0
         """That were acknowledged."""
 
@@ -40,7 +42,17 @@ class TopicWriter(Worker):
                     self._remove(admin, self.rng.choice(there))
                 else:
                     self._make(admin, f"{PREFIX}{len(self.fates)}")
+                self._clean_up(admin)
                 self.rest(1.0)
+
+    def _clean_up(self, admin: Admin) -> None:
+        """Topics of which nothing is known shall not pile up. Nothing is known of them afterwards either: what was
+        asked for may still be on its way."""
+        name = next((name for name, fate in self.fates.items() if fate is Fate.UNKNOWN and name not in self._tidy), "")
+        if name:
+            with contextlib.suppress(FluxlogError):
+                admin.delete_topic(name, if_exists=True)
+                self._tidy.add(name)
 
     def _make(self, admin: Admin, name: str) -> None:
         self.fates[name] = Fate.UNKNOWN
