@@ -107,6 +107,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: another node with this id is in the cluster"""
     ERROR_REASON_PARTITION_COUNT: _ErrorReason.ValueType  # 18
     """INVALID_ARGUMENT: partitions can only be added"""
+    ERROR_REASON_INVALID_GROUP_NAME: _ErrorReason.ValueType  # 19
+    """INVALID_ARGUMENT"""
+    ERROR_REASON_UNKNOWN_GROUP: _ErrorReason.ValueType  # 20
+    """NOT_FOUND"""
+    ERROR_REASON_GROUP_NOT_EMPTY: _ErrorReason.ValueType  # 21
+    """FAILED_PRECONDITION: the group has members; metadata members"""
+    ERROR_REASON_FENCED_MEMBER: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION: not a member any more, or the partition is not this member's"""
     ERROR_REASON_WRONG_EXPECTED_OFFSET: _ErrorReason.ValueType  # 30
     """---- conditions of a conditional or idempotent append (REJECTED, except DUPLICATE_FORGOTTEN)
     FAILED_PRECONDITION: metadata log_end_offset
@@ -186,6 +194,14 @@ ERROR_REASON_NODE_ID_IN_USE: ErrorReason.ValueType  # 17
 """ALREADY_EXISTS: another node with this id is in the cluster"""
 ERROR_REASON_PARTITION_COUNT: ErrorReason.ValueType  # 18
 """INVALID_ARGUMENT: partitions can only be added"""
+ERROR_REASON_INVALID_GROUP_NAME: ErrorReason.ValueType  # 19
+"""INVALID_ARGUMENT"""
+ERROR_REASON_UNKNOWN_GROUP: ErrorReason.ValueType  # 20
+"""NOT_FOUND"""
+ERROR_REASON_GROUP_NOT_EMPTY: ErrorReason.ValueType  # 21
+"""FAILED_PRECONDITION: the group has members; metadata members"""
+ERROR_REASON_FENCED_MEMBER: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION: not a member any more, or the partition is not this member's"""
 ERROR_REASON_WRONG_EXPECTED_OFFSET: ErrorReason.ValueType  # 30
 """---- conditions of a conditional or idempotent append (REJECTED, except DUPLICATE_FORGOTTEN)
 FAILED_PRECONDITION: metadata log_end_offset
