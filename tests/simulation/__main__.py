@@ -1,4 +1,7 @@
-"""python -m tests.simulation --seeds N --from S [--trace]: random simulation of Raft groups; see world.py."""
+"""python -m tests.simulation --seeds N --from S [--trace]: random simulation of Raft groups; see world.py.
+
+Every fourth seed is judged from outside too: its clients' history goes to the checker (history.py).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,37 @@ import sys
 import time
 from collections import Counter
 
+from fluxlog.checker import report
+from tests.simulation.history import RecordedWorld
 from tests.simulation.world import Plan, World
+
+_RECORDED_EVERY = 4
+
+
+def _world(seed: int) -> World:
+    return RecordedWorld(seed) if seed % _RECORDED_EVERY == 0 else World(seed)
 
 
 def run_seed(seed: int) -> tuple[int, str, dict[str, int]]:
     """(seed, what was violated or "", counts)"""
-    world = World(seed)
+    world = _world(seed)
     try:
         world.run()
-        failure = ""
+        failure = _misjudged(world)
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
     world.counts["seconds_simulated"] += int(world.simulator.now)
     world.counts["events"] += world.simulator.events
     world.counts[f"clusters_of_{Plan.of(seed).nodes}"] += 1
     return seed, failure, dict(world.counts)
+
+
+def _misjudged(world: World) -> str:
+    if not isinstance(world, RecordedWorld):
+        return ""
+    assert world.verdict is not None
+    world.counts["histories_checked"] += 1
+    return report(world.verdict) if world.verdict.errors else ""
 
 
 def main() -> int:
@@ -58,9 +77,10 @@ def main() -> int:
 
 def trace(seed: int) -> int:
     """One seed, with what its nodes logged."""
-    world = World(seed)
+    world = _world(seed)
     try:
         world.run()
+        print(_misjudged(world))
     finally:
         for line in sorted(line for node in world.nodes.values() for line in node.events):
             print(line)
