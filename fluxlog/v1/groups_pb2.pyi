@@ -132,7 +132,9 @@ Global___Join: _TypeAlias = Join  # noqa: Y015
 
 @_typing.final
 class Released(_message.Message):
-    """The member will not deliver anything more of these, and has committed what it wanted to."""
+    """The member will not deliver anything more of these, and has committed what it wanted to. Every Revoke is answered with
+    it, in one message or several. What was not to be given up may be named, too: it is given to whom it belongs.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -320,14 +322,16 @@ Global___Joined: _TypeAlias = Joined  # noqa: Y015
 
 @_typing.final
 class Assigned(_message.Message):
-    """These are the member's from now on (added to what it has)."""
+    """These are the member's from now on (added to what it has). The first one on a stream follows Joined at once, may be
+    empty, and is all that the member owns: what it had before and is not named there is lost.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
-    """Grows with each change of the group's assignment."""
+    """Grows with each change of the group's assignment, not by one; never the same again in a group of this name."""
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]: ...
     def __init__(
@@ -401,7 +405,9 @@ Global___Revoke: _TypeAlias = Revoke  # noqa: Y015
 
 @_typing.final
 class Lost(_message.Message):
-    """These are no longer the member's (taken after the deadline, or the topic was deleted): stop, do not commit."""
+    """These are no longer the member's (taken after the deadline, or the topic was deleted): stop, do not commit. A partition
+    may be assigned again right after.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
