@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fluxlog.batch import Headers
 from fluxlog.errors import FluxlogError, Outcome
 
 
@@ -30,6 +31,7 @@ class BatchResult:
     attempts: int = 0
     elapsed_ms: float = 0.0
     """From `send` to the answer."""
+    topic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Retry:
     error: FluxlogError
     next_address: str
     wait_ms: float
+    topic: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +55,10 @@ class Batch:
     context: Any
     size: int
     queued_at: float
+    headers: Sequence[Headers] | None = None
+    timestamps_ms: int | Sequence[int] | None = None
+    """None: when it is encoded."""
+    expected_offset: int | None = None
     encoded: bytes = b""
     attempts: int = 0
     unanswered: int = 0
@@ -75,6 +82,8 @@ class PartitionQueue:
     number: int
     producer_id: bytes
     target: str
+    topic: str = ""
+    topic_id: bytes = b""
     next_sequence: int = 0
     batches: deque[Batch] = field(default_factory=deque)
     """Not acknowledged, in order; the first `sent` of them are in flight."""
@@ -85,6 +94,7 @@ class PartitionQueue:
     attempt: int = 1
     failures: int = 0
     retry_at: float = 0.0
+    """Not before; 0: at once."""
     leader: str = ""
     """Where an answer said that the leader is; taken up when nothing is in flight."""
     avoid: str = ""
@@ -98,3 +108,7 @@ class Pending:
     partition: PartitionQueue
     batch: Batch
     attempt: int
+    size: int
+    """Encoded bytes."""
+    stale: bool = False
+    """The batch was given up or encoded anew since: the answer says nothing of it."""

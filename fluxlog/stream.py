@@ -1,8 +1,4 @@
-"""One ProduceStream to one node, and the bytes of its requests.
-
-Requests are put together by hand around the encoded batch, since batch_crc32c is over exactly those bytes: parsing
-and encoding them again need not give the same ones (and would cost a copy).
-"""
+"""One ProduceStream to one node, on a thread of its own: the way of the threaded Sender."""
 
 from __future__ import annotations
 
@@ -11,35 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 
 import grpc
-from crc32c import crc32c
 
 from fluxlog.client import Node
 from fluxlog.errors import FluxlogError, Outcome, from_rpc_error
+from fluxlog.framing import PRODUCE_STREAM, encode_stream_request
 from fluxlog.v1 import admin_pb2, log_pb2
 
 _PING = admin_pb2.DescribeClusterRequest()
 _PING_TIMEOUT = 2.0
-_METHOD = "/fluxlog.v1.Log/ProduceStream"
-_BATCH_TAG = b"\x1a"  # ProduceRequest.batch
-_CORRELATION_TAG = b"\x08"  # ProduceStreamRequest.correlation_id
-_REQUEST_TAG = b"\x12"  # ProduceStreamRequest.request
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def encode_produce(topic: str, partition: int, batch: bytes, *, topic_id: bytes = b"", timeout_ms: int = 0) -> bytes:
-    """Encode a ProduceRequest around a batch that is encoded already, with its checksum."""
-    head = log_pb2.ProduceRequest(
-        topic=topic, partition=partition, batch_crc32c=crc32c(batch), topic_id=topic_id, timeout_ms=timeout_ms
-    ).SerializeToString()
-    return b"".join((head, _BATCH_TAG, _varint(len(batch)), batch))
 
 
 class ProduceStream:
@@ -72,9 +47,7 @@ class ProduceStream:
 
     def send(self, correlation_id: int, request: bytes) -> None:
         """Queue one encoded ProduceRequest."""
-        self._outbox.put(
-            b"".join((_CORRELATION_TAG, _varint(correlation_id), _REQUEST_TAG, _varint(len(request)), request))
-        )
+        self._outbox.put(encode_stream_request(correlation_id, request))
 
     def cancel(self) -> None:
         """End the stream at once."""
@@ -108,7 +81,7 @@ class ProduceStream:
         except ValueError:  # the channel was closed
             return False
         method: grpc.StreamStreamMultiCallable[bytes, log_pb2.ProduceStreamResponse] = self._node.channel.stream_stream(
-            _METHOD, request_serializer=bytes, response_deserializer=log_pb2.ProduceStreamResponse.FromString
+            PRODUCE_STREAM, request_serializer=bytes, response_deserializer=log_pb2.ProduceStreamResponse.FromString
         )
         with self._lock:
             if not self._cancelled:

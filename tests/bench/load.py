@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from grpc import aio
 
 from fluxlog.batch import encode_batch
-from fluxlog.stream import encode_produce
+from fluxlog.framing import encode_produce
 from fluxlog.v1 import log_pb2
 from tests.bench.usage import Meter, Usage
 

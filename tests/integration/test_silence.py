@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxlog import sender as sending
+from fluxlog import pipeline
 from fluxlog.client import Client
 from fluxlog.delivery import BatchResult
 from fluxlog.errors import FluxlogError, Outcome
@@ -54,7 +54,7 @@ def test_a_silent_leader_is_left_without_waiting_for_an_answer(
 ) -> None:
     """The connection notices, although the sender would wait for its answer for ever."""
     _, _, _, sender, results = silent
-    monkeypatch.setattr(sending, "ATTEMPT_TIMEOUT", float("inf"))
+    monkeypatch.setattr(pipeline, "ATTEMPT_TIMEOUT", float("inf"))
     sender.send(0, [b"after"])
     assert sender.flush(DEADLINE)
     assert [result.outcome for result in results] == [Outcome.COMMITTED] * 2
