@@ -99,6 +99,36 @@ LEADER_BALANCE_SETTLE: Final = 3.0
 LEADER_TRANSFERS_PER_ROUND: Final = 16
 """Leaderships that one node hands back in one LEADER_BALANCE_INTERVAL."""
 
+# ---- consumer groups
+OFFSETS_PARTITIONS: Final = 8
+"""Of __consumer_offsets, for ever: a group's partition follows from its name and this."""
+GROUP_NAME_CHARS_MAX: Final = 249
+CLIENT_NAME_CHARS_MAX: Final = 249
+GROUP_MEMBERS_MAX: Final = 1_000
+GROUP_TOPICS_MAX: Final = 100
+"""Topics of one member."""
+GROUPS_DESCRIBED_MAX: Final = 100
+"""Groups of one DescribeGroups."""
+SESSION_TIMEOUT_MS_MIN: Final = 1_000
+SESSION_TIMEOUT_MS_DEFAULT: Final = 3_000
+SESSION_TIMEOUT_MS_MAX: Final = 300_000
+REBALANCE_TIMEOUT_MS_MIN: Final = 1_000
+REBALANCE_TIMEOUT_MS_DEFAULT: Final = 60_000
+REBALANCE_TIMEOUT_MS_MAX: Final = 3_600_000
+OFFSET_COMMITS_MAX: Final = 10_000
+"""Items of one CommitOffsets or ResetOffsets."""
+OFFSET_METADATA_BYTES_MAX: Final = 4 * KIB
+OFFSETS_RETENTION_MS: Final = 7 * 24 * 3600 * 1000
+"""Committed offsets of a group without members are forgotten after this time."""
+OFFSETS_EXPIRY_INTERVAL: Final = 600.0
+GROUP_COMMAND_BYTES_MAX: Final = BATCH_BYTES_MAX - KIB
+"""A command is one record of one batch."""
+GROUP_COMMANDS_QUEUED_MAX: Final = 4_096
+"""Commands of one partition of __consumer_offsets that wait for the append before."""
+GROUPS_READ_BYTES: Final = 64 * KIB
+"""Of the groups' log applied in one step of the loop."""
+MEMBER_MESSAGE_BYTES_MAX: Final = 1 * MIB
+
 assert PRODUCER_IN_FLIGHT_MAX <= PRODUCER_WINDOW_BATCHES, "a retry within the window must be recognised"
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_TARGET
 assert FETCH_BYTES_MAX + ENTRY_FRAME_BYTES_MAX <= 2 * GRPC_MESSAGE_BYTES_MAX
@@ -109,3 +139,7 @@ assert SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX
 assert 3 * HEARTBEAT_INTERVAL < ELECTION_TIMEOUT_MIN < ELECTION_TIMEOUT_MAX
 assert BATCH_BYTES_MAX < REPLICATION_WINDOW_BYTES <= PEER_BULK_BYTES_MAX
 assert BATCH_BYTES_MAX <= PARTITION_QUEUE_BYTES_MAX <= NODE_QUEUE_BYTES_MAX
+assert GROUP_NAME_CHARS_MAX == TOPIC_NAME_CHARS_MAX, "one pattern checks both"
+assert SESSION_TIMEOUT_MS_MIN <= SESSION_TIMEOUT_MS_DEFAULT <= SESSION_TIMEOUT_MS_MAX
+assert REBALANCE_TIMEOUT_MS_MIN <= REBALANCE_TIMEOUT_MS_DEFAULT <= REBALANCE_TIMEOUT_MS_MAX
+assert ELECTION_TIMEOUT_MAX * 1000 <= SESSION_TIMEOUT_MS_DEFAULT, "a member may be away for as long as an election"

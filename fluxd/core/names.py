@@ -49,6 +49,20 @@ def check_topic_name(name: str, *, internal_allowed: bool = False) -> None:
         )
 
 
+def check_group_name(name: str) -> None:
+    """Check a consumer group's name: characters as of topics.
+
+    Raises:
+        FluxError: INVALID_GROUP_NAME, with what is allowed.
+    """
+    if not _ALLOWED.fullmatch(name):
+        raise FluxError(
+            Reason.INVALID_GROUP_NAME,
+            f"invalid group name {_shown(name)}: 1 to {limits.GROUP_NAME_CHARS_MAX} characters out of a-z A-Z 0-9 . _ "
+            "- are allowed",
+        )
+
+
 def parse_configs(configs: Mapping[str, str]) -> TopicConfig:
     """Parse a topic's configuration.
 
