@@ -10,12 +10,8 @@ Nothing is decided here; if a line of this file has an `if` about the cluster's 
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fluxd.broker.administration import Administration
@@ -38,7 +34,9 @@ from fluxd.config import Settings
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import founding_image
+from fluxd.core.runtime import ReadingReactor
 from fluxd.core.types import METADATA_GROUP, NodeId
+from fluxd.machine import MACHINE, Listener, Machine
 from fluxd.observability import get_logger
 from fluxd.peer.identity import Identity
 from fluxd.peer.links import Links
@@ -47,17 +45,13 @@ from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.library import LibraryError, check_library
 from fluxd.raft.spec import GroupSpec
-from fluxd.reactor import AsyncReactor
 from fluxd.rpc.admin import WRITES, AdminServicer
 from fluxd.rpc.admin_node import NodeControl
 from fluxd.rpc.handling import Context, typed_service
 from fluxd.rpc.log import Broker, LogService
 from fluxd.rpc.peer import PeerService
-from fluxd.rpc.server import Server
 from fluxd.storage.directory import VOTES_NAME, DataDirectory, open_directory
 from fluxd.storage.errors import DirectoryError, VotesCorrupt, VotesMissing
-from fluxd.storage.filesystem import FileSystem
-from fluxd.storage.real import RealFileSystem
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import admin_pb2
 
@@ -74,19 +68,17 @@ class Node:
     Args:
         settings: validated.
         reactor: on the running loop.
-        filesystem: makes the filesystem over the data directory.
+        machine: disk, network, randomness.
     """
 
     def __init__(
         self,
         settings: Settings,
-        reactor: AsyncReactor,
-        *,
-        filesystem: Callable[[Path], FileSystem] = RealFileSystem,
+        reactor: ReadingReactor,
+        machine: Machine = MACHINE,
     ) -> None:
-        self._settings, self._reactor = settings, reactor
-        self._make_filesystem = filesystem
-        self._secret = settings.cluster_secret.get_secret_value().encode() or secrets.token_bytes(32)
+        self._settings, self._reactor, self._machine = settings, reactor, machine
+        self._secret = settings.cluster_secret.get_secret_value().encode() or machine.random_bytes(32)
         self._addresses = {NodeId(node): address for node, address in settings.seeds.items()}
         self._ended = asyncio.Event()
         self._failure: StartError | None = None
@@ -99,14 +91,15 @@ class Node:
             bytes.fromhex(self._directory.meta.directory_id),
             settings.seed_list,
             settings.advertise,
-            os.getpid(),
+            machine.process_id(),
             version("fluxd"),
             settings.allow_remote_stop,
+            random_bytes=machine.random_bytes,
         )
-        self._links = Links(self._me, self._secret, self._addresses)
+        self._links = Links(self._me, self._secret, self._addresses, machine.network)
         self._host = self._make_host()
         self._view = ClusterView(reactor, self._local_node(), self._host.groups)
-        self._forwarder = Forwarder(self._me, self._secret, self._links, list(self._addresses))
+        self._forwarder = Forwarder(self._me, self._secret, self._links, list(self._addresses), machine.network)
         self._neighbours = Neighbours(self._links, self._host, self._view, self._forwarder, on_fatal=self.fail)
         self._reception = Reception(self._me, self._secret, self._links.directory_of)
         self._admission = Admission()
@@ -115,11 +108,12 @@ class Node:
     # ---- making
 
     def _open_directory(self) -> DataDirectory:
-        root = self._settings.data_dir
+        root, machine = self._settings.data_dir, self._machine
         try:
             return open_directory(
-                self._make_filesystem(root), root, NodeId(self._settings.node_id), secrets.token_bytes
-            )
+                machine.filesystem(root), root if machine.locks_directories else None,
+                NodeId(self._settings.node_id), machine.random_bytes,
+            )  # fmt: skip
         except DirectoryError as error:
             raise StartError(f"data directory {root}: {error}") from error
         except OSError as error:
@@ -146,12 +140,12 @@ class Node:
             me.node_id, me.directory_id, me.advertised_address, me.process_id, me.version, me.allows_remote_stop
         )
 
-    def _make_server(self) -> Server:
+    def _make_server(self) -> Listener:
         control = NodeControl(
             self._me.node_id, allowed=self._settings.allow_remote_stop, stop=self.stop, kill=self._kill_soon
         )
         admin = AdminServicer(self._the_administration, self._view, self._is_forwarded)
-        return Server(
+        return self._machine.listener(
             self._settings.listen,
             [
                 PeerService(self._reception, self._neighbours).handlers(),
@@ -171,7 +165,9 @@ class Node:
         try:
             await self._start_server()
             await self._until_ended(
-                Joining(self._me, self._directory, self._secret, self._addresses, self._reactor).join()
+                Joining(
+                    self._me, self._directory, self._secret, self._addresses, self._reactor, self._machine.network
+                ).join()
             )
             if not self._ended.is_set():
                 await self._live()
@@ -287,7 +283,7 @@ class Node:
 
     def _kill_soon(self) -> None:
         """The answer that announces it should leave first."""
-        asyncio.get_running_loop().call_later(_KILL_DELAY, os.kill, os.getpid(), signal.SIGKILL)
+        asyncio.get_running_loop().call_later(_KILL_DELAY, self._machine.kill)
 
     # ---- what the doors ask
 

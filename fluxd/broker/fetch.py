@@ -20,9 +20,9 @@ from fluxd.core import limits
 from fluxd.core.batch import UndecodableBatchError, records_from_frames
 from fluxd.core.entry import PREFIX_BYTES, read_stamp
 from fluxd.core.errors import CorruptDataError, FluxError, Reason
+from fluxd.core.runtime import ReadingReactor
 from fluxd.core.types import TOPIC_ID_BYTES, NodeId, Offset
 from fluxd.raft.group import Group
-from fluxd.reactor import AsyncReactor
 from fluxlog.v1 import log_pb2
 
 FETCH = "/fluxlog.v1.Log/Fetch"
@@ -59,7 +59,7 @@ class _Chunk:
 class Fetching:
     """Serves Fetch and Follow."""
 
-    def __init__(self, reactor: AsyncReactor, routes: Routes, forwarder: Forwarder, room: WaitingRoom) -> None:
+    def __init__(self, reactor: ReadingReactor, routes: Routes, forwarder: Forwarder, room: WaitingRoom) -> None:
         self._reactor = reactor
         self._routes = routes
         self._forwarder = forwarder

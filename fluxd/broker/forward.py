@@ -20,7 +20,7 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.status import error_from_message
 from fluxd.core.types import NodeId
-from fluxd.peer.channels import PeerUnreachable, error_of, open_channel
+from fluxd.peer.channels import GRPC_NETWORK, Network, PeerUnreachable, error_of
 from fluxd.peer.identity import Identity
 from fluxd.peer.proof import prove
 from fluxlog.v1 import log_pb2
@@ -47,8 +47,10 @@ class Peers(Protocol):
 class Forwarder:
     """Calls to other nodes on behalf of clients."""
 
-    def __init__(self, me: Identity, secret: bytes, peers: Peers, nodes: list[NodeId]) -> None:
-        self._me, self._secret, self._peers = me, secret, peers
+    def __init__(
+        self, me: Identity, secret: bytes, peers: Peers, nodes: list[NodeId], network: Network = GRPC_NETWORK
+    ) -> None:
+        self._me, self._secret, self._peers, self._network = me, secret, peers, network
         self._channels: dict[NodeId, aio.Channel] = {}
         self._discarded: asyncio.Queue[aio.Channel] = asyncio.Queue()
         self._pipes = {node: ProducePipe(node, self._open_pipe) for node in nodes if node != me.node_id}
@@ -131,7 +133,7 @@ class Forwarder:
         if channel is None:
             address = self._peers.address_of(node)
             assert address is not None, "only nodes with a link are called"
-            channel = self._channels[node] = open_channel(address)
+            channel = self._channels[node] = self._network.open_channel(address)
         return channel
 
     def _metadata(self, node: NodeId) -> aio.Metadata:

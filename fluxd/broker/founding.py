@@ -20,7 +20,7 @@ from fluxd.core.metadata import random_id
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import NodeId
 from fluxd.observability import get_logger
-from fluxd.peer.channels import PeerUnreachable, open_channel, say_hello
+from fluxd.peer.channels import GRPC_NETWORK, Network, PeerUnreachable, say_hello
 from fluxd.peer.identity import Identity
 from fluxd.storage.directory import DataDirectory, FoundingMember, Meta
 from fluxlog.v1 import peer_pb2
@@ -139,9 +139,10 @@ class Joining:
         secret: bytes,
         addresses: Mapping[NodeId, str],
         reactor: Reactor,
+        network: Network = GRPC_NETWORK,
     ) -> None:
         self._me, self._directory, self._secret = me, directory, secret
-        self._addresses, self._reactor = addresses, reactor
+        self._addresses, self._reactor, self._network = addresses, reactor, network
         self._last_reported = ""
 
     async def join(self) -> None:
@@ -192,7 +193,7 @@ class Joining:
         return dict(zip(others, answers, strict=True))
 
     async def _ask(self, peer: NodeId) -> Answer:
-        channel = open_channel(self._addresses[peer])
+        channel = self._network.open_channel(self._addresses[peer])
         try:
             return await say_hello(channel, self._me, self._secret, peer)
         except FluxError as error:

@@ -14,10 +14,10 @@ from fluxd.broker.forward import Forwarder
 from fluxd.broker.routes import LEADER_WAIT, Route, Routes
 from fluxd.core import limits
 from fluxd.core.errors import CorruptDataError, FluxError, Reason
+from fluxd.core.runtime import ReadingReactor
 from fluxd.core.status import error_message
 from fluxd.core.types import NodeId
 from fluxd.raft.group import Group
-from fluxd.reactor import AsyncReactor
 from fluxlog.v1 import log_pb2
 
 LIST_OFFSETS = "/fluxlog.v1.Log/ListOffsets"
@@ -28,7 +28,7 @@ _CONCURRENT = 64
 class ListingOffsets:
     """Serves ListOffsets."""
 
-    def __init__(self, reactor: AsyncReactor, routes: Routes, forwarder: Forwarder) -> None:
+    def __init__(self, reactor: ReadingReactor, routes: Routes, forwarder: Forwarder) -> None:
         self._reactor = reactor
         self._routes = routes
         self._forwarder = forwarder

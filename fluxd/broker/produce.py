@@ -67,8 +67,8 @@ class Producing:
         self._routes = routes
         self._forwarder = forwarder
         self._admission = admission
-        self._hops: dict[GroupId, set[_Hop]] = {}
-        """Requests that were passed on and are not answered."""
+        self._hops: dict[GroupId, dict[_Hop, None]] = {}
+        """Requests that were passed on and are not answered, in their order."""
         routes.watch_leaders(self._leader_changed)
 
     async def produce(
@@ -138,11 +138,11 @@ class Producing:
         """Hand the request to another node. It is given up, UNKNOWN, when that one has been replaced as the leader."""
         future = self._forwarder.produce(node, bytes(call.raw))
         hop = _Hop(node, future)
-        hops = self._hops.setdefault(route.group_id, set())
-        hops.add(hop)
+        hops = self._hops.setdefault(route.group_id, {})
+        hops[hop] = None
 
         def forget(_: object) -> None:
-            hops.discard(hop)
+            hops.pop(hop, None)
             if not hops and self._hops.get(route.group_id) is hops:
                 del self._hops[route.group_id]
 

@@ -7,7 +7,9 @@ simulation one thread, simulated time and a seed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Timer(Protocol):
@@ -41,3 +43,10 @@ class Reactor(Protocol):
         `done` gets the exception of the first step that failed (later ones are not run) or None. In the simulation time
         passes, and power may be cut, before and between the steps.
         """
+
+
+class ReadingReactor(Reactor, Protocol):
+    """A reactor for coroutines, too."""
+
+    async def read(self, step: Callable[[], T]) -> T:
+        """Run one blocking read off the loop and wait for what it returns or raises."""

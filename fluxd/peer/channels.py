@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
+from typing import Protocol
 
 import grpc
 from grpc import aio
@@ -21,6 +22,7 @@ PEER_MESSAGE_BYTES_MAX = 2 * limits.GRPC_MESSAGE_BYTES_MAX
 """What one message of a link may have: a frame of a link holds at least one Raft message, however large."""
 
 HELLO_TIMEOUT = 2.0
+_KNOCK_TIMEOUT = 1.0
 _DETAILS_KEY = "grpc-status-details-bin"
 _HELLO = "/fluxlog.v1.Peer/Hello"
 
@@ -60,23 +62,38 @@ class Door(Enum):
     """No answer in time, no route, or no such name."""
 
 
-def open_channel(address: str) -> aio.Channel:
-    """A channel to another node, with a connection of its own. It connects when it is first used."""
-    return aio.insecure_channel(address, options=OPTIONS)
+class Network(Protocol):
+    """How nodes reach each other: handed in, so that a simulation can have its own."""
+
+    def open_channel(self, address: str) -> aio.Channel:
+        """A channel to another node, with a connection of its own. It connects when it is first used."""
+
+    async def knock(self, address: str) -> Door:
+        """Connect and hang up: the one way to tell at once a process that is gone from one that is slow."""
 
 
-async def knock(address: str, timeout_s: float = 1.0) -> Door:
-    """Connect and hang up: the one way to tell at once a process that is gone from one that is slow."""
-    host, port = split_address(address)
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, writer = await asyncio.open_connection(host.strip("[]"), port)
-    except ConnectionRefusedError:
-        return Door.CLOSED
-    except (OSError, TimeoutError):
-        return Door.SILENT
-    writer.close()
-    return Door.OPEN
+class GrpcNetwork:
+    """The real one."""
+
+    def open_channel(self, address: str) -> aio.Channel:
+        """See `Network`."""
+        return aio.insecure_channel(address, options=OPTIONS)
+
+    async def knock(self, address: str) -> Door:
+        """See `Network`. Waits _KNOCK_TIMEOUT at most."""
+        host, port = split_address(address)
+        try:
+            async with asyncio.timeout(_KNOCK_TIMEOUT):
+                _, writer = await asyncio.open_connection(host.strip("[]"), port)
+        except ConnectionRefusedError:
+            return Door.CLOSED
+        except (OSError, TimeoutError):
+            return Door.SILENT
+        writer.close()
+        return Door.OPEN
+
+
+GRPC_NETWORK = GrpcNetwork()
 
 
 def error_of(error: aio.AioRpcError) -> FluxError | PeerUnreachable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluxd.core.types import NodeId
@@ -22,6 +24,8 @@ class Identity:
     version: str
     allows_remote_stop: bool
     founding: peer_pb2.Founding | None = None
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    """For nonces."""
 
     @property
     def cluster_id(self) -> str:
@@ -30,7 +34,7 @@ class Identity:
 
     def call_to(self, peer: NodeId) -> Caller:
         """This node as the caller of that one, with a fresh nonce."""
-        return Caller(self.node_id, peer, self.directory_id, self.cluster_id, new_nonce())
+        return Caller(self.node_id, peer, self.directory_id, self.cluster_id, new_nonce(self.random_bytes))
 
     def hello_request(self) -> peer_pb2.HelloRequest:
         """What this node says first."""

@@ -18,7 +18,7 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
 from fluxd.observability import get_logger
-from fluxd.peer.channels import Door, PeerUnreachable, error_of, knock, open_channel, say_hello
+from fluxd.peer.channels import GRPC_NETWORK, Door, Network, PeerUnreachable, error_of, say_hello
 from fluxd.peer.identity import Identity
 from fluxd.peer.outbox import CONTROL_BYTES_MAX, Outbox
 from fluxd.peer.proof import prove
@@ -47,7 +47,9 @@ class LinkEvents(Protocol):
 class Link:
     """One peer. `send` may be called at any time; `run` is a task for the node's life."""
 
-    def __init__(self, peer: NodeId, address: str, me: Identity, secret: bytes) -> None:
+    def __init__(
+        self, peer: NodeId, address: str, me: Identity, secret: bytes, network: Network = GRPC_NETWORK
+    ) -> None:
         self.peer = peer
         self.address = address
         self.connected = False
@@ -55,6 +57,7 @@ class Link:
         """Of the node at the other end, while connected."""
         self._me = me
         self._secret = secret
+        self._network = network
         self._gone = False
         self._retry_now = asyncio.Event()
         self.control = Outbox(CONTROL_BYTES_MAX)
@@ -81,7 +84,7 @@ class Link:
 
     async def _is_open(self, events: LinkEvents) -> bool:
         """Knock. That nobody is there is told once."""
-        door = await knock(self.address)
+        door = await self._network.knock(self.address)
         if door is Door.CLOSED and not self._gone:
             events.link_down(self.peer, gone=True)
         if door is not Door.SILENT:
@@ -98,7 +101,7 @@ class Link:
 
     async def _session(self, events: LinkEvents) -> bool:
         """One connection, from Hello until it breaks. True when it had been up."""
-        channels = (open_channel(self.address), open_channel(self.address))
+        channels = tuple(self._network.open_channel(self.address) for _ in range(2))
         try:
             hello = await say_hello(channels[0], self._me, self._secret, self.peer)
             if hello.cluster_id != self._me.cluster_id:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from fluxd.core.types import NodeId
+from fluxd.peer.channels import GRPC_NETWORK, Network
 from fluxd.peer.identity import Identity
 from fluxd.peer.link import Link, LinkEvents
 from fluxlog.v1 import peer_pb2
@@ -14,9 +15,11 @@ from fluxlog.v1 import peer_pb2
 class Links:
     """One link to every other node. Implements `raft.transport.Transport`."""
 
-    def __init__(self, me: Identity, secret: bytes, addresses: Mapping[NodeId, str]) -> None:
+    def __init__(
+        self, me: Identity, secret: bytes, addresses: Mapping[NodeId, str], network: Network = GRPC_NETWORK
+    ) -> None:
         self._links = {
-            peer: Link(peer, address, me, secret) for peer, address in addresses.items() if peer != me.node_id
+            peer: Link(peer, address, me, secret, network) for peer, address in addresses.items() if peer != me.node_id
         }
 
     def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:

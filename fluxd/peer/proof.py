@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fluxd.core.errors import FluxError, Reason
@@ -47,9 +47,9 @@ def _sign(secret: bytes, purpose: str, values: Iterable[str]) -> str:
     return hmac.new(secret, text.encode(), "sha256").hexdigest()
 
 
-def new_nonce() -> str:
+def new_nonce(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> str:
     """16 random bytes, hex."""
-    return secrets.token_hex(16)
+    return random_bytes(16).hex()
 
 
 def prove(secret: bytes, caller: Caller) -> Metadata:

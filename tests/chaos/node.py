@@ -11,6 +11,7 @@ import sys
 
 from fluxd import config, observability, tuning
 from fluxd.broker.founding import StartError
+from fluxd.machine import Machine
 from fluxd.node import Node
 from fluxd.reactor import AsyncReactor
 from tests.chaos.filesystem import PowerCutFileSystem
@@ -21,7 +22,7 @@ async def serve(settings: config.Settings) -> None:
     loop = asyncio.get_running_loop()
     reactor = AsyncReactor(loop)
     try:
-        node = Node(settings, reactor, filesystem=PowerCutFileSystem)
+        node = Node(settings, reactor, Machine(filesystem=PowerCutFileSystem))
         loop.add_signal_handler(signal.SIGTERM, node.stop)
         tuning.freeze_what_is_loaded()
         await node.run()
