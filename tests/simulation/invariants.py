@@ -6,24 +6,48 @@ Each entry's checksum covers all entries before it, so equal checksums at an ind
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from random import Random
+from typing import Protocol
 
 from fluxd.core.entry import FRAME_TAG, HEADER_BYTES, read_stamp, verify_frame
 from fluxd.core.errors import CorruptDataError
-from fluxd.core.types import NodeId, RaftIndex
+from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft.group import Group
+from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 from tests.simulation.disk import SimDisk
-from tests.simulation.node import GROUP, VOTES, SimNode
+from tests.simulation.node import GROUP, VOTES
 
 DIRECTORY = f"partitions/{GROUP.directory_name}"
 
 
 class Violation(AssertionError):
     """A promise of the system was broken."""
+
+
+class Watched(Protocol):
+    """One node, as far as one of its groups is concerned."""
+
+    @property
+    def node_id(self) -> NodeId: ...
+    @property
+    def disk(self) -> SimDisk: ...
+    @property
+    def incarnation(self) -> int: ...
+    @property
+    def directory_id(self) -> bytes: ...
+    @property
+    def wiped(self) -> bool: ...
+    @property
+    def callback_failed(self) -> str: ...
+    @property
+    def replica(self) -> Group | OfflineGroup | None: ...
+    @property
+    def group(self) -> Group | None: ...
 
 
 class _Seen:
@@ -42,8 +66,9 @@ class _Seen:
 class Invariants:
     """Watches all nodes of one group."""
 
-    def __init__(self, nodes: dict[NodeId, SimNode], counts: Counter[str]) -> None:
-        self._nodes, self.counts = nodes, counts
+    def __init__(self, nodes: Mapping[NodeId, Watched], counts: Counter[str], group_id: GroupId = GROUP) -> None:
+        self._nodes, self.counts, self._group_id = nodes, counts, group_id
+        self._directory = f"partitions/{group_id.directory_name}"
         self._majority = len(nodes) // 2 + 1
         self._seen = {node: _Seen() for node in nodes}
         self._leaders: dict[int, NodeId] = {}
@@ -56,7 +81,7 @@ class Invariants:
         self._durable_votes: dict[tuple[NodeId, int], NodeId | None] = {}
 
     # ------------------------------------------------------------------ after a step of one node
-    def after_step(self, node: SimNode) -> None:
+    def after_step(self, node: Watched) -> None:
         """Check everything that this node's step can have changed."""
         self.counts["checks"] += 1
         group, replica = node.group, node.replica
@@ -75,7 +100,7 @@ class Invariants:
             seen.leads_term = 0
         self._commit(node, group, seen)
 
-    def _terms(self, node: SimNode, group: Group, seen: _Seen) -> None:
+    def _terms(self, node: Watched, group: Group, seen: _Seen) -> None:
         if seen.incarnation != node.incarnation:
             seen.incarnation = node.incarnation
             if group.commit_index > max(self.durable(node), default=0):
@@ -85,7 +110,7 @@ class Invariants:
             raise Violation(f"I7: term of node {node.node_id} fell from {seen.term} to {group.term}")
         seen.term = group.term
 
-    def _log(self, node: SimNode, group: Group, seen: _Seen) -> None:
+    def _log(self, node: Watched, group: Group, seen: _Seen) -> None:
         log = group.log
         if (log.last_index, log.last_checksum) == (seen.last, seen.last_checksum):
             return
@@ -101,7 +126,7 @@ class Invariants:
                 raise Violation(f"I2: two logs differ at {index}@{stamp.leader_epoch} (node {node.node_id})")
         seen.last, seen.last_checksum = log.last_index, log.last_checksum
 
-    def _leader(self, node: SimNode, group: Group, seen: _Seen) -> None:
+    def _leader(self, node: Watched, group: Group, seen: _Seen) -> None:
         term = group.term
         known = self._leaders.setdefault(term, node.node_id)
         if known != node.node_id:
@@ -117,7 +142,7 @@ class Invariants:
             if checksum != self.ledger[index][1]:
                 raise Violation(f"I3: leader {node.node_id} of term {term} lacks the committed entry {index}")
 
-    def _commit(self, node: SimNode, group: Group, seen: _Seen) -> None:
+    def _commit(self, node: Watched, group: Group, seen: _Seen) -> None:
         commit, log = group.commit_index, group.log
         if commit < seen.commit or group.high_watermark < seen.high_watermark:
             raise Violation(f"I6: commit of node {node.node_id} fell from {seen.commit} to {commit}")
@@ -142,7 +167,7 @@ class Invariants:
         seen.commit, seen.high_watermark = commit, group.high_watermark
 
     # ------------------------------------------------------------------ what is on disk
-    def durable(self, node: SimNode) -> dict[int, int]:
+    def durable(self, node: Watched) -> dict[int, int]:
         """index -> checksum of what a power cut cannot take from a node's log."""
         disk = node.disk
         version = (disk.operations.get("sync"), disk.operations.get("sync_directory"), disk.life, node.directory_id)
@@ -150,9 +175,9 @@ class Invariants:
         if cached is not None and cached[0] == version:
             return cached[1]
         entries: dict[int, int] = {}
-        for name in disk.list(DIRECTORY):
+        for name in disk.list(self._directory):
             if name.endswith(".seg"):
-                self._walk(disk.durable_bytes(f"{DIRECTORY}/{name}") or b"", entries)
+                self._walk(disk.durable_bytes(f"{self._directory}/{name}") or b"", entries)
         self._durable_cache[node.node_id] = (version, entries)
         return entries
 
@@ -200,7 +225,7 @@ class Invariants:
         elif body == "append_reply" and message.append_reply.success:
             self._check_acknowledgement(node, target, message)
 
-    def _last_term_on_disk(self, node: SimNode) -> int:
+    def _last_term_on_disk(self, node: Watched) -> int:
         """An entry of a term on disk keeps the term as well as a vote record does."""
         entries = self.durable(node)
         last = max(entries, default=0)
@@ -210,7 +235,7 @@ class Invariants:
         stamp = group.log.stamp_at(RaftIndex(last))
         return stamp.leader_epoch if stamp.checksum == entries[last] else 0
 
-    def _vote_on_disk(self, node: SimNode) -> tuple[int, NodeId | None]:
+    def _vote_on_disk(self, node: Watched) -> tuple[int, NodeId | None]:
         data = node.disk.durable_bytes(VOTES)
         cached = self._votes_cache.get(node.node_id)
         if cached is not None and cached[0] == data:
@@ -222,17 +247,16 @@ class Invariants:
             raise Violation(f"I7: node {node.node_id} voted twice in term {term}")
         return result
 
-    @staticmethod
-    def _parse_votes(data: bytes | None) -> tuple[int, NodeId | None]:
+    def _parse_votes(self, data: bytes | None) -> tuple[int, NodeId | None]:
         disk = SimDisk(Random(0))
         disk.set_bytes(VOTES, data or b"")
         try:
-            vote = VoteFile.open(disk, VOTES).get(GROUP, 0)
+            vote = VoteFile.open(disk, VOTES).get(self._group_id, 0)
         except (VotesMissing, VotesCorrupt):
             return 0, None
         return (vote.term, vote.voted_for) if vote else (0, None)
 
-    def _check_acknowledgement(self, node: SimNode, target: NodeId, message: peer_pb2.GroupMessage) -> None:
+    def _check_acknowledgement(self, node: Watched, target: NodeId, message: peer_pb2.GroupMessage) -> None:
         durable = message.append_reply.durable_index
         entries = self.durable(node)
         if durable and durable not in entries:
