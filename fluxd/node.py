@@ -19,10 +19,14 @@ from fluxd.broker.admission import Admission
 from fluxd.broker.balance import LeaderBalancer
 from fluxd.broker.cluster import ClusterView, LocalNode
 from fluxd.broker.controller import Controller
+from fluxd.broker.coordinators import Coordinators
 from fluxd.broker.currency import MetadataCurrency
 from fluxd.broker.fetch import Fetching
 from fluxd.broker.forward import FORWARDED_KEY, Forwarder
 from fluxd.broker.founding import Joining, StartError
+from fluxd.broker.group_describe import Describing
+from fluxd.broker.group_membership import Membership
+from fluxd.broker.group_requests import GroupRequests
 from fluxd.broker.metadata import Change, MetadataFollower
 from fluxd.broker.neighbours import Neighbours
 from fluxd.broker.offsets import ListingOffsets
@@ -47,6 +51,7 @@ from fluxd.raft.library import LibraryError, check_library
 from fluxd.raft.spec import GroupSpec
 from fluxd.rpc.admin import WRITES, AdminServicer
 from fluxd.rpc.admin_node import NodeControl
+from fluxd.rpc.groups import GroupsBroker, GroupsService
 from fluxd.rpc.handling import Context, typed_service
 from fluxd.rpc.log import Broker, LogService
 from fluxd.rpc.peer import PeerService
@@ -85,6 +90,7 @@ class Node:
         self._stopping = False
         self._broker: Broker | None = None
         self._administration: Administration | None = None
+        self._groups: GroupsBroker | None = None
         self._directory = self._open_directory()
         self._me = Identity(
             NodeId(settings.node_id),
@@ -150,6 +156,7 @@ class Node:
             [
                 PeerService(self._reception, self._neighbours).handlers(),
                 LogService(self._the_broker, self._is_forwarded).handlers(),
+                GroupsService(self._me.node_id, self._the_groups, self._forwarded_by).handlers(),
                 typed_service(admin_pb2.DESCRIPTOR.services_by_name["Admin"], [admin, control], writes=WRITES),
             ],
         )
@@ -226,7 +233,8 @@ class Node:
         group = replica if isinstance(replica, Group) else None
         currency = MetadataCurrency(self._view, follower, group, self._forwarder)
         controller = Controller(self._reactor, self._view, follower, group) if group is not None else None
-        self._build_data_path(currency, controller)
+        coordinators = self._build_data_path(currency, controller)
+        follower.listeners.append(coordinators.metadata_changed)
         balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
 
         async with asyncio.TaskGroup() as tasks:
@@ -234,6 +242,7 @@ class Node:
                 tasks.create_task(self._neighbours.run()),
                 tasks.create_task(self._forwarder.run()),
                 tasks.create_task(self._confirm(currency, partitions)),
+                tasks.create_task(coordinators.run()),
             ]
             if group is not None:
                 follower.follow(group)
@@ -249,7 +258,7 @@ class Node:
             for task in running:
                 task.cancel()
 
-    def _build_data_path(self, currency: MetadataCurrency, controller: Controller | None) -> None:
+    def _build_data_path(self, currency: MetadataCurrency, controller: Controller | None) -> Coordinators:
         routes = Routes(self._view, self._host.groups, currency.confirm, self._links.is_connected)
         self._broker = Broker(
             Producing(self._reactor, routes, self._forwarder, self._admission),
@@ -258,6 +267,15 @@ class Node:
             Admission(limits.FETCH_BUFFER_BYTES_MAX, limits.FETCH_BUFFER_BYTES_MAX // 2),
         )
         self._administration = Administration(self._view, routes, currency, controller, self._forwarder)
+        coordinators = Coordinators(
+            self._reactor, self._view, self._host.groups, routes, self._administration, currency
+        )
+        describing = Describing(self._reactor, self._me.node_id, self._broker.offsets, self._broker.fetching)
+        self._groups = GroupsBroker(
+            GroupRequests(coordinators, routes, self._forwarder, describing),
+            Membership(coordinators, self._forwarder, routes),
+        )
+        return coordinators
 
     @staticmethod
     async def _confirm(currency: MetadataCurrency, partitions: Partitions) -> None:
@@ -275,11 +293,16 @@ class Node:
                 self._host.hand_over(handed_over.set)
                 await handed_over.wait()
                 self._stopping = True
+                self._end_members()
                 await self._admission.drained()
         except TimeoutError:
             log.warning("node_stop_hurried", stop_timeout_s=self._settings.stop_timeout)
         self._stopping = True
         await self._server.stop(_GRACE)
+
+    def _end_members(self) -> None:
+        if self._groups is not None:
+            self._groups.membership.stop()
 
     def _kill_soon(self) -> None:
         """The answer that announces it should leave first."""
@@ -303,13 +326,20 @@ class Node:
         assert self._administration is not None
         return self._administration
 
-    def _is_forwarded(self, context: Context) -> bool:
-        """Another node passes a call on. Only members may say so."""
+    def _the_groups(self) -> GroupsBroker:
+        self._check_ready()
+        assert self._groups is not None
+        return self._groups
+
+    def _forwarded_by(self, context: Context) -> NodeId | None:
+        """The node that passes a call on. Only members may say so."""
         metadata = context.invocation_metadata() or ()
         if not any(key == FORWARDED_KEY for key, _ in metadata):
-            return False
-        self._reception.admit_member(metadata, context.peer())
-        return True
+            return None
+        return self._reception.admit_member(metadata, context.peer()).node_id
+
+    def _is_forwarded(self, context: Context) -> bool:
+        return self._forwarded_by(context) is not None
 
     def _take_image(self, change: Change) -> None:
         self._view.image = change.new

@@ -35,7 +35,7 @@ from fluxd.core.metadata_commands import Commands
 from fluxd.core.names import check_configs, check_topic_name
 from fluxd.core.placement import NodeLoad, assign
 from fluxd.core.runtime import Reactor
-from fluxd.core.types import METADATA_TOPIC, NodeId, Offset
+from fluxd.core.types import OFFSETS_TOPIC, NodeId, Offset
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.raft.spec import Role
 from fluxlog.v1 import admin_pb2, metadata_pb2, peer_pb2, record_pb2
@@ -89,11 +89,17 @@ class Controller:
     async def create_topic(self, request: admin_pb2.CreateTopicRequest) -> TopicResult:
         """Create a topic; `changed` is False where it existed and that is fine with the caller.
 
+        Anybody may ask for __consumer_offsets to be there: it is made as the cluster wants it, whatever is asked for.
+
         Raises:
             FluxError: INVALID_TOPIC_NAME, INVALID_CONFIG, INVALID_ARGUMENT, TOPIC_EXISTS, NOT_ENOUGH_NODES: nothing was
             written.
         """
-        check_topic_name(request.name)
+        if request.name == OFFSETS_TOPIC:
+            request = admin_pb2.CreateTopicRequest(
+                name=OFFSETS_TOPIC, partitions=limits.OFFSETS_PARTITIONS, if_not_exists=True
+            )
+        check_topic_name(request.name, internal_allowed=request.name == OFFSETS_TOPIC)
         check_configs(dict(request.configs))
         count = request.partitions or 1
         if count > limits.PARTITIONS_PER_TOPIC_MAX or request.replication_factor > limits.VOTERS_MAX:
@@ -178,7 +184,7 @@ class Controller:
         if topic is None:
             raise FluxError(Reason.UNKNOWN_TOPIC, f"there is no topic {name!r}")
         if topic.internal:
-            raise FluxError(Reason.PERMISSION_DENIED, f"topic {METADATA_TOPIC} belongs to the cluster")
+            raise FluxError(Reason.PERMISSION_DENIED, f"topic {topic.name} belongs to the cluster")
         return topic
 
     def _topic_by_id(self, topic_id: bytes) -> Topic:

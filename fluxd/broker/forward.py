@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from grpc import aio
@@ -107,6 +107,28 @@ class Forwarder:
         self._check_link(node)
         method_callable: aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel(node).unary_stream(method)
         call = method_callable(request, metadata=self._metadata(node))
+        try:
+            async for response in call:
+                yield response
+        except aio.AioRpcError as error:
+            raise _lost(node, error, writes=False) from None
+        finally:
+            call.cancel()
+
+    async def bidi(
+        self, node: NodeId, method: str, requests: AsyncIterator[bytes], *, metadata: Sequence[tuple[str, str]] = ()
+    ) -> AsyncIterator[bytes]:
+        """Pass on one call with a stream in each direction. It ends with the other one's.
+
+        Args:
+            metadata: goes with the call, beside the proof.
+
+        Raises:
+            FluxError: as `unary`, of a read.
+        """
+        self._check_link(node)
+        method_callable: aio.StreamStreamMultiCallable[bytes, bytes] = self._channel(node).stream_stream(method)
+        call = method_callable(requests, metadata=aio.Metadata(*self._metadata(node), *metadata))
         try:
             async for response in call:
                 yield response

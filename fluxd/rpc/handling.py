@@ -148,7 +148,14 @@ def bidi_stream(method: str, body: BidiBody, *, writes: bool = False) -> grpc.Rp
 def typed_service(
     service: ServiceDescriptor, servicers: Sequence[object], *, writes: frozenset[str]
 ) -> grpc.GenericRpcHandler:
-    """All unary methods of a service, from servicers whose methods take and give messages and raise FluxError.
+    """A service that has unary methods only: see `typed_unaries`."""
+    return grpc.method_handlers_generic_handler(service.full_name, typed_unaries(service, servicers, writes=writes))
+
+
+def typed_unaries(
+    service: ServiceDescriptor, servicers: Sequence[object], *, writes: frozenset[str]
+) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+    """The unary methods of a service, from servicers whose methods take and give messages and raise FluxError.
 
     Args:
         servicers: each method is the first one's that has it.
@@ -166,8 +173,8 @@ def typed_service(
 
         return body
 
-    handlers = {
+    return {
         method.name: unary(f"{service.name}/{method.name}", body_of(method), writes=method.name in writes)
         for method in service.methods
+        if not method.client_streaming and not method.server_streaming
     }
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
