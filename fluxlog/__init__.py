@@ -1,11 +1,69 @@
 """Client library of fluxd.
 
-    fluxlog.client   the way to a cluster, with fail-over      fluxlog.admin    topics, nodes, cluster
-    fluxlog.sender   idempotent, pipelined writes              fluxlog.reader   committed records, through failovers
-    fluxlog.offsets  begin, end, offset at a time              fluxlog.errors   reasons and outcomes
-    fluxlog.batch    RecordBatch, column by column             fluxlog.v1       the generated stubs
-    fluxlog.checker  judges what clients saw of a cluster under faults
+For programs, on asyncio: `Producer`, `Consumer`, `Admin` (docs/library.md); `fluxlog.sync` has them for scripts.
 
-Synchronous, small, and used by fluxctl for all that it does. Nothing is imported here, so that the stubs can be used
-without the rest.
+    fluxlog.aio      what the three are made of                fluxlog.partitioners  key to partition
+    fluxlog.batch    RecordBatch, column by column             fluxlog.errors        reasons and outcomes
+    fluxlog.entry    entries of the log                        fluxlog.v1            the generated stubs
+    fluxlog.pipeline the rules of delivery                     fluxlog.checker       judges a cluster under faults
+
+For tools, on threads: `fluxlog.client`, `fluxlog.admin`, `fluxlog.sender`, `fluxlog.reader`, `fluxlog.offsets`.
+
+Nothing is imported before it is asked for, so that the stubs can be used without the rest.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fluxlog.aio.bulk import BulkDeliveryError, BulkResult, DeliveredRange
+    from fluxlog.aio.connection import Connection
+    from fluxlog.aio.lanes import Delivered, Delivery
+    from fluxlog.aio.producer import Producer
+    from fluxlog.codec import Codec
+    from fluxlog.errors import (
+        BufferFullError,
+        DeliveryError,
+        FluxlogError,
+        Outcome,
+        RejectedError,
+        UnknownOutcomeError,
+    )
+
+__all__ = [
+    "BufferFullError",
+    "BulkDeliveryError",
+    "BulkResult",
+    "Codec",
+    "Connection",
+    "Delivered",
+    "DeliveredRange",
+    "Delivery",
+    "DeliveryError",
+    "FluxlogError",
+    "Outcome",
+    "Producer",
+    "RejectedError",
+    "UnknownOutcomeError",
+]
+
+_HOMES = {
+    "fluxlog.aio.bulk": ("BulkDeliveryError", "BulkResult", "DeliveredRange"),
+    "fluxlog.aio.connection": ("Connection",),
+    "fluxlog.aio.lanes": ("Delivered", "Delivery"),
+    "fluxlog.aio.producer": ("Producer",),
+    "fluxlog.codec": ("Codec",),
+    "fluxlog.errors": (
+        "BufferFullError", "DeliveryError", "FluxlogError", "Outcome", "RejectedError", "UnknownOutcomeError",
+    ),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)

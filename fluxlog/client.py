@@ -16,29 +16,23 @@ from typing import Self, TypeVar
 
 import grpc
 
-from fluxlog.errors import FluxlogError, LocalError, Outcome, UnreachableError, from_rpc_error
+from fluxlog.addresses import (
+    CHANNEL_OPTIONS,
+    ROUND_PAUSE_MAX,
+    ROUND_PAUSE_MIN,
+    AddressBook,
+    may_go_on,
+    most_telling,
+    parse_bootstrap,
+)  # fmt: skip
+from fluxlog.errors import FluxlogError, LocalError, Outcome, from_rpc_error
 from fluxlog.v1 import admin_pb2, admin_pb2_grpc, log_pb2_grpc
+
+__all__ = ["Client", "Node", "parse_bootstrap"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
-_CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
-    # A node that comes back must be found within moments; the default grows to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    # A node that has fallen silent (stopped, cut off, without power) is noticed within moments, not when a call's own
-    # time is up: only then another one is asked.
-    ("grpc.keepalive_time_ms", 1_000),
-    ("grpc.keepalive_timeout_ms", 1_500),
-    ("grpc.http2.ping_timeout_ms", 1_500),  # a minute otherwise, whatever keepalive says
-    ("grpc.http2.max_pings_without_data", 0),
-    # Retries are ours, since only we know which are safe.
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-_ROUND_PAUSE_MIN = 0.05
-_ROUND_PAUSE_MAX = 0.5
 _PING = admin_pb2.DescribeClusterRequest()
 _PING_TIMEOUT = 3.0
 
@@ -48,25 +42,9 @@ class Node:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.log = log_pb2_grpc.LogStub(self.channel)
         self.admin = admin_pb2_grpc.AdminStub(self.channel)
-
-
-def parse_bootstrap(text: str) -> list[str]:
-    """Split "host:port,host:port".
-
-    Raises:
-        LocalError: empty, or an item without a port in 1..65,535.
-    """
-    addresses = [item.strip() for item in text.split(",") if item.strip()]
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
-            raise LocalError("INVALID_ARGUMENT", f"not host:port: {address!r}")
-    if not addresses:
-        raise LocalError("INVALID_ARGUMENT", "no bootstrap address")
-    return addresses
 
 
 class Client:
@@ -78,12 +56,10 @@ class Client:
     """
 
     def __init__(self, bootstrap: Sequence[str], *, on_retry: Callable[[FluxlogError], None] | None = None) -> None:
-        if not bootstrap:
-            raise LocalError("INVALID_ARGUMENT", "no bootstrap address")
         self._on_retry = on_retry
         self._lock = threading.Lock()
         self._nodes: dict[str, Node] = {}
-        self._order: list[str] = list(dict.fromkeys(bootstrap))
+        self._book = AddressBook(bootstrap)
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -114,17 +90,17 @@ class Client:
     def addresses(self) -> list[str]:
         """Every address known, the one that answered last first."""
         with self._lock:
-            return list(self._order)
+            return self._book.addresses()
 
     def remember(self, addresses: Iterable[str]) -> None:
         """Add addresses that a node told."""
         with self._lock:
-            self._order += [address for address in dict.fromkeys(addresses) if address and address not in self._order]
+            self._book.remember(addresses)
 
     def next_address(self, failed: str) -> str:
         """The address to try after one that failed (round robin; the same one where there is no other)."""
-        order = self.addresses()
-        return order[(order.index(failed) + 1) % len(order)] if failed in order else order[0]
+        with self._lock:
+            return self._book.next_address(failed)
 
     def learn_nodes(self, *, timeout: float = 5.0) -> admin_pb2.DescribeClusterResponse:
         """Ask for the cluster's nodes and remember their addresses."""
@@ -153,7 +129,7 @@ class Client:
             FluxlogError: the most telling failure. UnreachableError: no node answered at all.
         """
         give_up_at = time.monotonic() + patience
-        pause = _ROUND_PAUSE_MIN
+        pause = ROUND_PAUSE_MIN
         while True:
             failures: list[FluxlogError] = []
             for address in self.addresses():
@@ -164,14 +140,14 @@ class Client:
                     sent = True
                     return self.call_node(address, method, request, timeout=timeout)
                 except FluxlogError as failure:
-                    if sent and not _may_go_on(failure, safe=safe):
+                    if sent and not may_go_on(failure, safe=safe):
                         raise
                     failures.append(failure)
                     self._note_retry(failure)
             if time.monotonic() >= give_up_at:
-                raise _most_telling(failures, Outcome.UNKNOWN if safe else Outcome.REJECTED)
+                raise most_telling(failures, Outcome.UNKNOWN if safe else Outcome.REJECTED)
             time.sleep(pause)
-            pause = min(2 * pause, _ROUND_PAUSE_MAX)
+            pause = min(2 * pause, ROUND_PAUSE_MAX)
 
     def call_node(
         self,
@@ -196,27 +172,8 @@ class Client:
 
     def _prefer(self, address: str) -> None:
         with self._lock:
-            if self._order[0] != address:
-                self._order = [address, *(other for other in self._order if other != address)]
+            self._book.prefer(address)
 
     def _note_retry(self, failure: FluxlogError) -> None:
         if self._on_retry is not None:
             self._on_retry(failure)
-
-
-def _may_go_on(failure: FluxlogError, *, safe: bool) -> bool:
-    """Another attempt can help, and cannot do harm."""
-    return failure.retriable and (safe or (failure.from_server and failure.outcome is Outcome.REJECTED))
-
-
-def _most_telling(failures: Sequence[FluxlogError], outcome: Outcome) -> FluxlogError:
-    for failure in failures:
-        if failure.from_server:
-            return failure
-    addresses = ", ".join(failure.address for failure in failures)
-    return UnreachableError(
-        "UNREACHABLE",
-        f"no node answers at {addresses}: {failures[0].message}",
-        outcome=outcome,
-        retriable=True,
-    )

@@ -11,6 +11,7 @@ from enum import Enum
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
 
 from fluxlog.v1 import errors_pb2
 
@@ -100,6 +101,43 @@ class LocalError(FluxlogError):
         super().__init__(reason, message, outcome=Outcome.REJECTED)
 
 
+class DeliveryError(FluxlogError):
+    """A record was not acknowledged. `outcome` and the class say the same."""
+
+    def __init__(self, cause: FluxlogError, topic: str, partition: int) -> None:
+        super().__init__(
+            cause.reason,
+            cause.message,
+            outcome=self.kind,
+            retriable=cause.retriable,
+            metadata=cause.metadata,
+            retry_after_ms=cause.retry_after_ms,
+            from_server=cause.from_server,
+            address=cause.address,
+        )
+        self.topic = topic
+        self.partition = partition
+
+    kind = Outcome.UNKNOWN
+
+
+class RejectedError(DeliveryError):
+    """The record was not written, and will not be. It may be sent again, at the price of its order."""
+
+    kind = Outcome.REJECTED
+
+
+class UnknownOutcomeError(DeliveryError):
+    """The record may have been written, or may still be. Sending it again may write it twice."""
+
+
+class BufferFullError(LocalError):
+    """More records wait for their acknowledgement than the producer may hold: nothing was taken."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("BUFFER_FULL", message)
+
+
 def _build(reason: str, message: str, **fields: object) -> FluxlogError:
     kind = OffsetOutOfRangeError if reason == "OFFSET_OUT_OF_RANGE" else FluxlogError
     return kind(reason, message, **fields)  # type: ignore[arg-type]
@@ -109,14 +147,15 @@ def from_rpc_error(error: Exception, *, address: str = "") -> FluxlogError:
     """Map a failed call.
 
     Args:
-        error: the grpc.RpcError as it was raised (it is a grpc.Call too).
+        error: the grpc.RpcError as it was raised (it is a grpc.Call too, or an aio.AioRpcError).
         address: of the node that was asked.
 
     Returns:
         The server's reason where its details are there and are ours; otherwise the bare status, outcome UNKNOWN.
     """
-    status = error.code().name if isinstance(error, grpc.Call) and error.code() is not None else "UNKNOWN"
-    text = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
+    status, text = "UNKNOWN", str(error)
+    if isinstance(error, grpc.Call | aio.AioRpcError):
+        status, text = getattr(error.code(), "name", "UNKNOWN"), error.details() or text
     rich = _rich_status(error)
     if rich is not None:
         info, retry_after_ms, message = rich
@@ -137,7 +176,7 @@ def from_rpc_error(error: Exception, *, address: str = "") -> FluxlogError:
 
 def _rich_status(error: Exception) -> tuple[error_details_pb2.ErrorInfo, int, str] | None:
     """ErrorInfo of ours, retry delay in milliseconds, message; None when the call's details hold no such thing."""
-    if not isinstance(error, grpc.Call):
+    if not isinstance(error, grpc.Call | aio.AioRpcError):
         return None
     blob = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS_KEY), None)
     if not isinstance(blob, bytes):
