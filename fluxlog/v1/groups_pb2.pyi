@@ -105,7 +105,7 @@ class Join(_message.Message):
     client_name: _builtins.str
     """For people: shown by describe. At most 249 characters."""
     session_timeout_ms: _builtins.int
-    """How long the member may be away before it loses its partitions, milliseconds, 1,000..300,000; 0 means 3,000."""
+    """How long the member may be away before it loses its partitions, milliseconds, 1,000..300,000; 0 means 2,500."""
     rebalance_timeout_ms: _builtins.int
     """How long it may take to give up a partition, milliseconds, 1,000..3,600,000; 0 means 60,000. Past it the partition is taken."""
     @_builtins.property
