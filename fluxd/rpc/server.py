@@ -19,9 +19,11 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", PEER_MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", PEER_MESSAGE_BYTES_MAX),
     ("grpc.max_concurrent_streams", 4_096),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # a minute otherwise, whatever keepalive says
+    # Whether a member of a group is there: libraries answer these pings by themselves, also while the program computes;
+    # a process that is stopped, or cut off, does not.
+    ("grpc.keepalive_time_ms", 1_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),  # a minute otherwise, whatever keepalive says
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
