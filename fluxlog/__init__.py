@@ -20,6 +20,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fluxlog.aio.bulk import BulkDeliveryError, BulkResult, DeliveredRange
     from fluxlog.aio.connection import Connection
+    from fluxlog.aio.consumed import (
+        Assigned,
+        CaughtUp,
+        ConsumedBatch,
+        ConsumedRecord,
+        ConsumerEvent,
+        Leaderless,
+        Lost,
+        Revoked,
+        TopicPartition,
+    )
+    from fluxlog.aio.consumer import Consumer
     from fluxlog.aio.lanes import Delivered, Delivery
     from fluxlog.aio.producer import Producer
     from fluxlog.codec import Codec
@@ -33,25 +45,40 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Assigned",
     "BufferFullError",
     "BulkDeliveryError",
     "BulkResult",
+    "CaughtUp",
     "Codec",
     "Connection",
+    "ConsumedBatch",
+    "ConsumedRecord",
+    "Consumer",
+    "ConsumerEvent",
     "Delivered",
     "DeliveredRange",
     "Delivery",
     "DeliveryError",
     "FluxlogError",
+    "Leaderless",
+    "Lost",
     "Outcome",
     "Producer",
     "RejectedError",
+    "Revoked",
+    "TopicPartition",
     "UnknownOutcomeError",
 ]
 
 _HOMES = {
     "fluxlog.aio.bulk": ("BulkDeliveryError", "BulkResult", "DeliveredRange"),
     "fluxlog.aio.connection": ("Connection",),
+    "fluxlog.aio.consumed": (
+        "Assigned", "CaughtUp", "ConsumedBatch", "ConsumedRecord", "ConsumerEvent", "Leaderless", "Lost", "Revoked",
+        "TopicPartition",
+    ),
+    "fluxlog.aio.consumer": ("Consumer",),
     "fluxlog.aio.lanes": ("Delivered", "Delivery"),
     "fluxlog.aio.producer": ("Producer",),
     "fluxlog.codec": ("Codec",),

@@ -307,6 +307,10 @@ class DecodedBatch:
     def _headers_start(self) -> int:
         return self._values_bytes + sum(self._key_lengths)
 
+    def header_rows(self) -> list[Headers]:
+        """One row per record."""
+        return self._rows()
+
     def _rows(self) -> list[Headers]:
         if self._header_rows is None:
             message = self._message

@@ -64,8 +64,9 @@ class _EntryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EntryKind.V
     ENTRY_KIND_NO_OP: _EntryKind.ValueType  # 3
     """A new leader's own entry."""
     ENTRY_KIND_TRIM: _EntryKind.ValueType  # 4
-    """Reserved: moves the log start (retention); ends a generation (reassignment)."""
+    """Moves the log start (retention, DeleteRecords)."""
     ENTRY_KIND_SEAL: _EntryKind.ValueType  # 5
+    """Reserved: ends a generation (reassignment)."""
 
 class EntryKind(_EntryKind, metaclass=_EntryKindEnumTypeWrapper): ...
 
@@ -77,8 +78,9 @@ ENTRY_KIND_BIRTH: EntryKind.ValueType  # 2
 ENTRY_KIND_NO_OP: EntryKind.ValueType  # 3
 """A new leader's own entry."""
 ENTRY_KIND_TRIM: EntryKind.ValueType  # 4
-"""Reserved: moves the log start (retention); ends a generation (reassignment)."""
+"""Moves the log start (retention, DeleteRecords)."""
 ENTRY_KIND_SEAL: EntryKind.ValueType  # 5
+"""Reserved: ends a generation (reassignment)."""
 Global___EntryKind: _TypeAlias = EntryKind  # noqa: Y015
 
 @_typing.final
@@ -319,6 +321,9 @@ class LogEntry(_message.Message):
 
     STAMP_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
+    LOG_START_OFFSET_FIELD_NUMBER: _builtins.int
+    log_start_offset: _builtins.int
+    """In an entry of kind TRIM, and only there: the partition's records begin here once the entry is committed."""
     @_builtins.property
     def stamp(self) -> Global___EntryStamp: ...
     @_builtins.property
@@ -332,11 +337,14 @@ class LogEntry(_message.Message):
         *,
         stamp: Global___EntryStamp | None = ...,
         batches: _abc.Iterable[Global___RecordBatch] | None = ...,
+        log_start_offset: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stamp", b"stamp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_log_start_offset", b"_log_start_offset", "log_start_offset", b"log_start_offset", "stamp", b"stamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "stamp", b"stamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_start_offset", b"_log_start_offset", "batches", b"batches", "log_start_offset", b"log_start_offset", "stamp", b"stamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__log_start_offset: _TypeAlias = _typing.Literal["log_start_offset"]  # noqa: Y015
+    _WhichOneofArgType__log_start_offset: _TypeAlias = _typing.Literal["_log_start_offset", b"_log_start_offset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_start_offset) -> _WhichOneofReturnType__log_start_offset | None: ...
 
 Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
