@@ -13,7 +13,7 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format type proto proto-check sim mutants chaos bench clean
+.PHONY: help venv demo test lint format type proto proto-check sim sim-cluster mutants chaos bench clean
 .PHONY: docker-image docker-test compose-up compose-down
 
 help: ## this list
@@ -52,6 +52,9 @@ proto-check: proto ## the committed stubs are what proto/ says
 
 sim: $(STAMP) ## random simulation of whole Raft groups: make sim SEEDS=1000 FROM=1
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --from $(FROM)
+
+sim-cluster: $(STAMP) ## random simulation of whole clusters: make sim-cluster SEEDS=1000 FROM=1
+	$(BIN)/python -m tests.cluster --seeds $(SEEDS) --from $(FROM)
 
 chaos: $(STAMP) ## break real nodes on purpose and judge the history: make chaos MINUTES=5 SEED=7
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -1,0 +1,294 @@
+"""What goes wrong: a schedule of faults, drawn from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fluxd.core.types import NodeId
+from fluxd.raft.spec import Role
+from tests.cluster.node import SimNode
+from tests.cluster.scene import Client
+from tests.cluster.watch import Watch
+from tests.cluster.wire import Wire
+from tests.simulation.clock import Simulator
+
+STOP_SECONDS = 12.0
+"""A node that was asked to stop has ended by then: its stop_timeout, an election timeout, and the graces."""
+
+
+class Faults:
+    """See the module.
+
+    Args:
+        pace: longest time between two faults, seconds.
+        wipes: disks may be lost.
+        on_defect: called with a line for people.
+    """
+
+    def __init__(
+        self, nodes: dict[NodeId, SimNode], clients: Iterable[Client], wire: Wire, watch: Watch, *,
+        pace: float, wipes: bool, on_defect: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.nodes, self.clients, self._wire, self._watch = nodes, list(clients), wire, watch
+        self._pace, self._wipes, self._on_defect = pace, wipes, on_defect
+        self._simulator: Simulator = wire.simulator
+        self.rng, self.counts = wire.rng, wire.counts
+        self.on = False
+        self.trace: list[str] = []
+
+    def begin(self) -> None:
+        """From now on, until `heal`."""
+        self.on = True
+        self._next()
+
+    def _next(self) -> None:
+        def run() -> None:
+            if self.on:
+                self._fault()
+                self._next()
+
+        self._after(0.05 + (self._pace - 0.05) * self.rng.random(), run)
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        self._simulator.at(self._simulator.now + seconds, action)
+
+    def _fault(self) -> None:
+        faults: list[tuple[int, Callable[[], None]]] = [
+            (6, self._kill), (6, self._power_cut), (2, self._power_cut_many), (4, self._restart_dead),
+            (4, self._stop), (1, self._rolling_restart), (3, self._pause), (5, self._cut_pair), (5, self._isolate),
+            (4, self._isolate_leader), (3, self._cut_majority), (8, self._heal_network), (5, self._reset_some),
+            (4, self._change_weather), (3, self._slow_disk), (2, self._hang_disk), (2, self._jump_clock),
+            (3, self._crash_client), (1, self._wipe), (2, self._transfer),
+        ]  # fmt: skip
+        fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
+        self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")
+        fault()
+
+    def _count(self, name: str) -> None:
+        self.counts[f"fault_{name}"] += 1
+
+    # ---- processes and machines
+
+    def _some(self) -> SimNode | None:
+        """One that runs, rather a leader."""
+        running = [node for node in self.nodes.values() if node.alive]
+        leaders = [node for node in running if self._leads(node)]
+        if leaders and self.rng.random() < 0.5:
+            return self.rng.choice(leaders)
+        return self.rng.choice(running) if running else None
+
+    @staticmethod
+    def _leads(node: SimNode) -> int:
+        return sum(group.role is Role.LEADER for group in node.raft.groups.values()) if node.raft else 0
+
+    def ended(self, node: SimNode) -> None:
+        """A process has ended. Mostly somebody starts it again soon; once faults are over, always."""
+        if not self.on or self.rng.random() < 0.85:
+            self._after(self.rng.choice((0.05, 0.5, 2.0, 5.0)), lambda: self._start(node))
+
+    def _start(self, node: SimNode) -> None:
+        if not node.alive:
+            self.counts["starts"] += 1
+            node.start()
+
+    def _kill(self) -> None:
+        node = self._some()
+        if node is not None:
+            self._count("kill")
+            node.kill()
+            self.ended(node)
+
+    def _power_cut(self) -> None:
+        node = self._some()
+        if node is not None:
+            self._count("power_cut")
+            node.cut_power()
+            self.ended(node)
+
+    def _power_cut_many(self) -> None:
+        victims = [node for node in self.nodes.values() if node.alive and self.rng.random() < 0.8]
+        for node in victims:
+            self._count("power_cut")
+            node.cut_power()
+        for node in victims:
+            self.ended(node)
+
+    def _restart_dead(self) -> None:
+        for node in self.nodes.values():
+            if not node.alive and self.rng.random() < 0.7:
+                self._start(node)
+
+    def _stop(self) -> None:
+        node = self._some()
+        if node is not None and node.node is not None:
+            self._count("stop")
+            self._end_gently(node, lambda: self.ended(node))
+
+    def _rolling_restart(self) -> None:
+        """One after another, each once the one before serves again."""
+        self._count("rolling_restart")
+        waiting = [node for node in self.nodes.values() if node.node is not None]
+
+        def one_more() -> None:
+            if waiting and self.on:  # one that has been asked to stop already comes back in any case
+                node = waiting.pop(0)
+                self._end_gently(node, lambda: back(node))
+
+        def back(node: SimNode) -> None:
+            self._start(node)
+            self._when(lambda: node.serving, one_more)
+
+        one_more()
+
+    def _when(self, condition: Callable[[], bool], action: Callable[[], None], tries: int = 60) -> None:
+        if condition():
+            action()
+        elif tries and self.on:
+            self._after(0.25, lambda: self._when(condition, action, tries - 1))
+
+    def _end_gently(self, node: SimNode, then: Callable[[], None]) -> None:
+        process = node.process
+        if process is None:
+            return
+        node.stop()
+        deadline = self._simulator.now + STOP_SECONDS
+
+        def look() -> None:
+            nonlocal deadline
+            if not process.alive:
+                then()
+            elif process.paused or node.speed.hung_until > self._simulator.now:
+                deadline = self._simulator.now + STOP_SECONDS
+                self._after(0.25, look)
+            elif self._simulator.now > deadline:
+                self._on_defect(f"{process} did not stop within {STOP_SECONDS} s")
+            else:
+                self._after(0.25, look)
+
+        look()
+
+    def _pause(self) -> None:
+        node = self._some()
+        if node is not None and node.process is not None:
+            self._count("pause")
+            node.process.loop.paused_until = self._simulator.now + self.rng.choice((0.1, 0.7, 2.5, 6.0))
+
+    def _jump_clock(self) -> None:
+        node = self.rng.choice(list(self.nodes.values()))
+        self._count("clock_jump")
+        node.host.clock_offset_ms += self.rng.choice((-3_600_000, -5_000, 5_000, 3_600_000))
+
+    def _crash_client(self) -> None:
+        client = self.rng.choice(self.clients)
+        if client.host.process is not None:
+            self._count("client_crash")
+            client.crash()
+            self._after(self.rng.choice((0.01, 0.5)), client.start)
+
+    def _wipe(self) -> None:
+        """Never so many that the rest is no majority any more."""
+        wiped = sum(node.wiped for node in self.nodes.values())
+        if not self._wipes or (len(self.nodes) - wiped - 1) * 2 <= len(self.nodes):
+            return
+        node = self.rng.choice([node for node in self.nodes.values() if not node.wiped])
+        was_alive = node.alive
+        self._count("wipe")
+        self._watch.wiped(node)
+        node.wipe()
+        if was_alive:
+            self.ended(node)
+
+    def _transfer(self) -> None:
+        """As the balancer and an operator would, but at any moment."""
+        for node in self.nodes.values():
+            for group in list(node.raft.groups.values()) if node.raft else ():
+                if group.role is Role.LEADER and self.rng.random() < 0.5:
+                    with node.process.loop.running():  # type: ignore[union-attr]
+                        self.counts["fault_transfer"] += group.transfer(None) is None
+
+    # ---- the network
+
+    def _cut(self, one: str, other: str) -> None:
+        """Both ways, or one."""
+        both = self.rng.random() < 0.6
+        self._wire.cuts.add((one, other))
+        if both:
+            self._wire.cuts.add((other, one))
+        else:
+            self._count("cut_one_way")
+
+    def _names(self) -> list[str]:
+        return [node.host.name for node in self.nodes.values()]
+
+    def _cut_pair(self) -> None:
+        if len(self.nodes) > 1:
+            self._count("cut_pair")
+            self._cut(*self.rng.sample(self._names(), 2))
+
+    def _isolate(self) -> None:
+        node = self._some()
+        if node is not None:
+            self._count("isolate_node")
+            self._isolate_host(node.host.name, clients=self.rng.random() < 0.3)
+
+    def _isolate_leader(self) -> None:
+        """It goes on taking requests until it notices: what it appends then is truncated later."""
+        node = max(self.nodes.values(), key=self._leads)
+        self._count("isolate_leader")
+        self._isolate_host(node.host.name, clients=False)
+        self._after(1.0 + 3.0 * self.rng.random(), self._heal_network)
+
+    def _isolate_host(self, name: str, *, clients: bool) -> None:
+        others = self._names() + ([client.host.name for client in self.clients] if clients else [])
+        for other in others:
+            if other != name:
+                self._wire.cuts |= {(name, other), (other, name)}
+
+    def _cut_majority(self) -> None:
+        """Two halves."""
+        names = self._names()
+        self.rng.shuffle(names)
+        self._count("cut_in_two")
+        half = len(names) // 2
+        self._wire.cuts |= {pair for a in names[:half] for b in names[half:] for pair in ((a, b), (b, a))}
+
+    def _heal_network(self) -> None:
+        self._wire.cuts.clear()
+        self._wire.healed()
+
+    def _reset_some(self) -> None:
+        for connection in self._wire.connections:
+            if self.rng.random() < 0.3:
+                self._wire.reset(connection)
+
+    def _change_weather(self) -> None:
+        self._count("weather")
+        weather = self._wire.weather
+        weather.slow = self.rng.choice((0.0, 0.0, 0.01, 0.1))
+        weather.duplicated = self.rng.choice((0.0, 0.02, 0.2))
+        weather.delay_high = self.rng.choice((0.001, 0.01, 0.05))
+
+    # ---- disks
+
+    def _slow_disk(self) -> None:
+        self._count("slow_disk")
+        self.rng.choice(list(self.nodes.values())).speed.high = self.rng.choice((0.001, 0.02, 0.3))
+
+    def _hang_disk(self) -> None:
+        self._count("hung_disk")
+        node = self.rng.choice(list(self.nodes.values()))
+        node.speed.hung_until = self._simulator.now + self.rng.choice((0.5, 1.5, 4.0))
+
+    # ---- the end
+
+    def heal(self) -> None:
+        """Everything is well again."""
+        self.on = False
+        self._heal_network()
+        weather = self._wire.weather
+        weather.slow = weather.duplicated = 0.0
+        weather.delay_high = 0.001
+        for node in self.nodes.values():
+            node.speed.low, node.speed.high, node.speed.hung_until = 0.0002, 0.003, 0.0
+            if node.process is not None:
+                node.process.loop.paused_until = 0.0
