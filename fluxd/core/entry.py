@@ -16,6 +16,7 @@ can be read without a parser and a producer's bytes can only stand behind it:
     50        5      0x3D + previous_checksum
     55        5      0x45 + checksum: CRC-32C over bytes 0..55 (the tag of the checksum included) and 60..end
     60        …      producers' batches: each 0x12, varint length, RecordBatch
+    60        9      in an entry of kind TRIM instead: 0x19 + log_start_offset, fixed64
 
 The chain of `previous_checksum` makes a log that was spliced from two fail, and `checksum` at an index stands for
 everything before it. Deliberately absent: any check of what is inside a batch. That is the leader's, once, before it
@@ -44,6 +45,8 @@ _STAMP_TAG = b"\x0a\x35"
 
 _HEADER = struct.Struct("<5s2sBQBQBQBqBIBBBIBI")
 assert _HEADER.size == HEADER_BYTES
+_TRIM = struct.Struct("<BQ")
+_TRIM_TAG = 0x19
 _TAGS = (0x09, 0x11, 0x19, 0x21, 0x2D, 0x30, 0x3D, 0x45)
 
 
@@ -106,6 +109,7 @@ def build_frame(
     record_count: int,
     previous_checksum: int,
     batches: Sequence[bytes | memoryview] = (),
+    log_start_offset: int | None = None,
 ) -> bytes:
     """Encode one entry.
 
@@ -113,6 +117,7 @@ def build_frame(
         base_offset: of the first record, or the next record's offset when there is none.
         record_count: in all batches together; 0 exactly when the kind is not RECORDS.
         batches: encoded RecordBatches, copied once, unchanged.
+        log_start_offset: in an entry of kind TRIM, and only there.
 
     Returns:
         The whole frame, at most limits.ENTRY_FRAME_BYTES_MAX bytes.
@@ -123,6 +128,10 @@ def build_frame(
         head = b"\x12" + _varint(len(batch))
         parts += (head, batch)
         body_bytes += len(head) + len(batch)
+    assert (log_start_offset is not None) == (kind == EntryKind.TRIM)
+    if log_start_offset is not None:
+        parts.append(_TRIM.pack(_TRIM_TAG, log_start_offset))
+        body_bytes += _TRIM.size
     frame_bytes = HEADER_BYTES + body_bytes
     assert frame_bytes <= limits.ENTRY_FRAME_BYTES_MAX, frame_bytes
     header = _HEADER.pack(
@@ -176,6 +185,17 @@ def verify_frame(frame: bytes | memoryview) -> Stamp:
     if crc32c(view[HEADER_BYTES:], crc32c(view[:_CHECKSUM_AT])) != stamp.checksum:
         raise CorruptDataError(f"checksum of entry {stamp.raft_index} does not match its bytes")
     return stamp
+
+
+def read_trim(frame: bytes | memoryview) -> Offset:
+    """The log start offset of a verified frame of kind TRIM.
+
+    Raises:
+        CorruptDataError: the body is not just that.
+    """
+    if len(frame) != HEADER_BYTES + _TRIM.size or frame[HEADER_BYTES] != _TRIM_TAG:
+        raise CorruptDataError("not the body of an entry that moves the log start")
+    return Offset(_TRIM.unpack_from(frame, HEADER_BYTES)[1])
 
 
 def split_batches(frame: bytes | memoryview) -> list[memoryview]:

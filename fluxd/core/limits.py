@@ -38,6 +38,13 @@ LIST_OFFSETS_QUERIES_MAX: Final = 10_000
 SEGMENT_BYTES_MIN: Final = 64 * KIB
 SEGMENT_BYTES_DEFAULT: Final = 64 * MIB
 SEGMENT_BYTES_MAX: Final = 1024 * MIB
+SEGMENT_MS_MIN: Final = 1_000
+SEGMENT_MS_DEFAULT: Final = 7 * 24 * 3600 * 1000
+RETENTION_MS_DEFAULT: Final = 7 * 24 * 3600 * 1000
+RETENTION_MAX: Final = (1 << 63) - 1
+"""Of retention.ms and retention.bytes."""
+RETENTION_CHECK_INTERVAL: Final = 5.0
+"""A leader looks at its segments this often."""
 INDEX_INTERVAL_BYTES: Final = 32 * KIB
 """One sparse index entry per this many bytes of segment."""
 TAIL_CACHE_BYTES: Final = 4 * MIB

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fluxd.core.entry import EntryKind, Stamp, verify_frame
+from fluxd.core.entry import EntryKind, Stamp, read_trim, verify_frame
 from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.types import NodeId, RaftIndex, Term
 from fluxlog.v1 import peer_pb2
@@ -55,8 +55,9 @@ class Following:
         self._guard.elections.leader_heard()
         previous = append.previous_index
         log = self._guard.journal.log
-        matches = (
-            log.first_index <= previous <= log.last_index and log.term_at(RaftIndex(previous)) == append.previous_term
+        # what was trimmed was committed, so the leader had the same there
+        matches = previous < log.first_index or (
+            previous <= log.last_index and log.term_at(RaftIndex(previous)) == append.previous_term
         )
         if matches:
             self._accept(peer, message, entries)
@@ -75,6 +76,8 @@ class Following:
             ):
                 found = f"{stamp.raft_index}@{stamp.leader_epoch}"
                 raise CorruptDataError(f"entry {found} where {index} of a term in {entry_term}..{term} belongs")
+            if stamp.kind is EntryKind.TRIM:
+                read_trim(frame)
             entry_term = stamp.leader_epoch
             entries.append((frame, stamp))
         return entries
@@ -101,7 +104,9 @@ class Following:
         known = 0
         while known < len(entries):
             stamp = entries[known][1]
-            if stamp.raft_index > log.last_index or log.term_at(stamp.raft_index) != stamp.leader_epoch:
+            if stamp.raft_index >= log.first_index and (
+                stamp.raft_index > log.last_index or log.term_at(stamp.raft_index) != stamp.leader_epoch
+            ):
                 break
             known += 1
         new = entries[known:]

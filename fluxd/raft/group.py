@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fluxd.core import limits
 from fluxd.core.entry import EntryKind, Stamp, build_frame
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
+from fluxd.core.log_start import LogStart
 from fluxd.core.producers import DuplicateCommitted, DuplicatePending, ProducerTable, items_of_frame
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import NodeId, Offset, RaftIndex, Term
@@ -22,13 +23,13 @@ from fluxd.raft import library
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.proposal import Append, AppendResult, Committed
-from fluxd.raft.spec import GroupSpec, Role
+from fluxd.raft.spec import GroupSpec
+from fluxd.raft.standing import Standing
 from fluxd.raft.transport import Transport
+from fluxd.raft.trimming import Trimming
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
-
-_ROLES = {library.FOLLOWER: Role.FOLLOWER, library.CANDIDATE: Role.CANDIDATE, library.LEADER: Role.LEADER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,15 @@ class _Waiting:
     duplicates: list[Append]
 
 
-class Group:
+class Group(Standing):
     """A replica that takes part. For one that does not, see `OfflineGroup`."""
 
-    def __init__(self, spec: GroupSpec, log: PartitionLog, producers: ProducerTable, context: GroupContext) -> None:
+    def __init__(
+        self, spec: GroupSpec, log: PartitionLog, producers: ProducerTable, log_start: LogStart, context: GroupContext
+    ) -> None:
         self.spec, self.log, self.producers, self._context = spec, log, producers, context
+        self._node_id, self._transport = context.node_id, context.transport
+        self.trimming = Trimming(log, log_start)
         self.group_id, self.generation, self.voters = spec.group_id, spec.generation, spec.voters
         self.why = ""
         self.on_commit: list[Callable[[], None]] = []
@@ -75,7 +80,7 @@ class Group:
         self._proposing: list[_Waiting] | None = None
         self.journal = RaftJournal(
             log, context.votes, spec.group_id, spec.generation,
-            wall_ms=context.reactor.wall_ms, on_append=self._appended, on_truncate=self.producers.truncate,
+            wall_ms=context.reactor.wall_ms, on_append=self._appended, on_truncate=self._truncated,
         )  # fmt: skip
         self.guard = Guard(
             spec.group_id, spec.generation, context.node_id, spec.voters, journal=self.journal, votes=context.votes,
@@ -90,6 +95,7 @@ class Group:
         self.commit_index = self.guard.commit_index
         self.high_watermark = log.next_offset_at(self.commit_index)
         self.producers.commit(self.commit_index)
+        self.trimming.commit(self.commit_index, self.high_watermark)
         self._known_leader: tuple[int, NodeId | None] = (0, None)
         self._arm_first_campaign()
 
@@ -100,59 +106,6 @@ class Group:
             self.guard.elections.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
         else:
             self.guard.elections.arm(limits.HEARTBEAT_INTERVAL, limits.ELECTION_TIMEOUT_MIN)
-
-    # ------------------------------------------------------------------ what others see
-    @property
-    def role(self) -> Role:
-        """At the moment."""
-        return Role.FAILED if self._failed else _ROLES[self.guard.state]
-
-    @property
-    def term(self) -> Term:
-        """Current term: the leader epoch, where there is a leader."""
-        return Term(self.guard.term)
-
-    @property
-    def leader_id(self) -> NodeId | None:
-        """Leader of the current term, as far as known here."""
-        if self._failed:
-            return None
-        return self._context.node_id if self.guard.is_leader else self.guard.following.leader
-
-    @property
-    def log_start_offset(self) -> Offset:
-        """First offset kept."""
-        return self.log.log_start_offset
-
-    @property
-    def log_end_offset(self) -> Offset:
-        """Offset after the last record in the log, committed or not: exclusive."""
-        return self.log.log_end_offset
-
-    def quorum_missing(self) -> tuple[NodeId, ...] | None:
-        """Nodes that are missing when too few voters can be reached for a majority; None when enough can."""
-        guard, now, leads = self.guard, self._context.reactor.now(), self.role is Role.LEADER
-        missing = []
-        for peer in guard.peers:
-            silent = leads and now - guard.leading.progress[peer].heard_at >= limits.ELECTION_TIMEOUT_MIN
-            if silent or not self._context.transport.is_connected(peer):
-                missing.append(peer)
-        return tuple(sorted(missing)) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
-
-    def leader_status(self) -> peer_pb2.LeaderStatus:
-        """What only the leader knows; call while leading."""
-        now = self._context.reactor.now()
-        status = peer_pb2.LeaderStatus(
-            topic_id=self.group_id.topic_id, partition=self.group_id.partition, leader_epoch=self.term,
-            log_start_offset=self.log_start_offset, high_watermark=self.high_watermark,
-            log_end_offset=self.log_end_offset, last_index=self.log.last_index, size_bytes=self.log.size_bytes,
-        )  # fmt: skip
-        for peer in self.guard.peers:
-            progress = self.guard.leading.progress[peer]
-            follower = status.followers.add(node_id=peer, durable_index=progress.match, in_sync=progress.in_sync(now))
-            if progress.acked_sequence:
-                follower.last_heard_ms = round((now - progress.heard_at) * 1000)
-        return status
 
     # ------------------------------------------------------------------ proposals
     def submit(self, append: Append) -> None:
@@ -205,32 +158,6 @@ class Group:
             )
         return None
 
-    def not_leader(self) -> FluxError:
-        """REJECTED, with what is known of the leader."""
-        if self._failed:
-            return FluxError(
-                Reason.REPLICA_OFFLINE, f"the replica of {self.group_id} on this node stopped itself: {self.why}"
-            )
-        leader = self.leader_id
-        if leader is None:
-            missing = self.quorum_missing()
-            if missing is not None:
-                return self.no_quorum(missing)
-            return FluxError(Reason.NO_LEADER, f"{self.group_id} has no leader: an election is under way")
-        return FluxError(
-            Reason.NOT_LEADER, f"node {self._context.node_id} does not lead {self.group_id}, node {leader} does",
-            metadata={"leader_node": str(leader)},
-        )  # fmt: skip
-
-    def no_quorum(self, missing: tuple[NodeId, ...]) -> FluxError:
-        """REJECTED: too few replicas."""
-        needed, names = len(self.voters) // 2 + 1, ",".join(map(str, missing))
-        return FluxError(
-            Reason.NO_QUORUM,
-            f"{self.group_id} has {len(self.voters)} replicas and needs {needed}; nodes missing: {names}",
-            metadata={"replicas": str(len(self.voters)), "needed": str(needed), "missing_nodes": names},
-        )
-
     def _check_expected_offset(self, append: Append) -> None:
         end = self.log_end_offset + self._queue_records
         if append.expected_offset is not None and append.expected_offset != end:
@@ -282,14 +209,62 @@ class Group:
             batches=[waiting.append.batch for waiting in batch],
         )  # fmt: skip
         self._proposing = batch
+        self._apply(frame, index)
+        self._proposing = None
+
+    def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None:
+        """Move the log start; `done` is called exactly once, with None when that is committed.
+
+        REJECTED: not the leader, no quorum, an offset behind the high watermark, or one that a replica has not yet on
+        its disk: what it lacks could not be sent to it any more.
+        """
+        error = self._refusal(0)
+        if error is None and log_start_offset > self.high_watermark:
+            error = FluxError(
+                Reason.OFFSET_OUT_OF_RANGE,
+                f"offset {log_start_offset} is behind the high watermark {self.high_watermark} of {self.group_id}",
+                metadata={"high_watermark": str(self.high_watermark)},
+            )
+        if error is None and log_start_offset > max(self.trim_limit, self.log_start_offset):
+            error = FluxError(
+                Reason.REPLICA_OFFLINE, f"a replica of {self.group_id} does not have offset {log_start_offset} yet"
+            )
+        if error is not None:
+            done(error)
+            return
+        self.trimming.ask(log_start_offset, lambda error: self._call(done, error))
+        self._context.wake(self)
+
+    @property
+    def trim_limit(self) -> Offset:
+        """How far a leader may move the log start: all replicas have an entry with that record on disk, so that none
+        will ever need what is before it."""
+        index = self.guard.leading.everywhere_on_disk
+        return Offset(max(self.log.next_offset_at(index) - 1, 0)) if index >= self.log.first_index else Offset(0)
+
+    def _propose_trim(self, log_start_offset: Offset) -> None:
+        log = self.log
+        frame = build_frame(
+            kind=EntryKind.TRIM, base_offset=log.log_end_offset, raft_index=log.last_index + 1,
+            leader_epoch=self.guard.term, append_time_ms=max(log.last_append_time_ms, self._context.reactor.wall_ms()),
+            record_count=0, previous_checksum=log.last_checksum, log_start_offset=log_start_offset,
+        )  # fmt: skip
+        self._apply(frame, RaftIndex(log.last_index + 1))
+        self.trimming.proposed(log_start_offset)
+
+    def _apply(self, frame: bytes, index: RaftIndex) -> None:
         self._raft._applyCommand(frame, None)
         self._raft._checkCommandsToApply()
-        self._proposing = None
-        if log.last_index != index:
+        if self.log.last_index != index:
             raise InvariantViolation(f"{self.group_id}: a proposal was not appended in the call that made it")
+
+    def _truncated(self, first_removed: RaftIndex) -> None:
+        self.producers.truncate(first_removed)
+        self.trimming.truncate(first_removed)
 
     def _appended(self, frame: bytes, stamp: Stamp) -> None:
         if stamp.kind is not EntryKind.RECORDS:
+            self.trimming.appended(frame, stamp)
             return
         if self._proposing is None:
             items = items_of_frame(frame, stamp)
@@ -324,6 +299,8 @@ class Group:
         self.commit_index = commit
         self.high_watermark = self.log.next_offset_at(commit)
         self.producers.commit(commit)
+        for trimmed in self.trimming.commit(commit, self.high_watermark):
+            trimmed(None)
         if self._in_flight and self._in_flight[0].index <= commit:
             epoch = self.log.term_at(self._in_flight[0].index)
             done, self._in_flight = self._in_flight, []
@@ -359,6 +336,8 @@ class Group:
         late, self._late = self._late, []
         self._queue_bytes = self._queue_records = 0
         self.producers.drop_queue()
+        for trimmed, ended in self.trimming.leadership_ended(why):
+            trimmed(ended)
         for waiting in in_flight:
             for append in (waiting.append, *waiting.duplicates):
                 error = FluxError(Reason.OUTCOME_UNKNOWN, f"{why} while the entry was being replicated")
@@ -426,6 +405,9 @@ class Group:
         self.guard.tick()
         self._raft.doTick()
         self._settle()
+        start = self.trimming.wanted
+        if start is not None and self.guard.is_leader and not self.guard.leading.handing_over:
+            self._propose_trim(start)
         if self._queue and not self._in_flight and self.guard.is_leader:
             self._propose()
             self._context.enter()
@@ -434,6 +416,16 @@ class Group:
         self.guard.leading.advance_transfer()
         self.guard.leading.tell_commit()
         self._notice_leader()
+
+    def on_trimmed(self) -> None:
+        """The log's head is gone; `step` follows."""
+        self._context.enter()
+        self.guard.leading.log_trimmed()
+
+    def configure(self, *, segment_bytes: int, segment_ms: int) -> None:
+        """Other bounds of a segment, from the next one on."""
+        self.spec = replace(self.spec, segment_bytes=segment_bytes, segment_ms=segment_ms)
+        self.log.configure(segment_bytes=segment_bytes, segment_ms=segment_ms)
 
     def on_log_synced(self) -> None:
         """More of the log is durable; `step` follows."""

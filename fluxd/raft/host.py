@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fluxd.core import limits
 from fluxd.core.runtime import Reactor, Timer
-from fluxd.core.types import GroupId, NodeId
+from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex
 from fluxd.raft import library
 from fluxd.raft.group import Group, GroupContext
 from fluxd.raft.offline import OfflineGroup
@@ -71,6 +71,9 @@ class Host:
         self._syncing: dict[GroupId, float] = {}
         self._snapshotting: set[GroupId] = set()
         self._snapshot_at: dict[GroupId, int] = {}
+        """Bytes that had been written to the log when its last snapshot was begun."""
+        self._snapshots: dict[GroupId, tuple[RaftIndex, Offset]] = {}
+        """The last durable snapshot: (index, log start offset)."""
         self._votes_syncing = False
         self._timers: dict[GroupId, tuple[float, Timer]] = {}
         self._library_now = 0.0
@@ -119,12 +122,14 @@ class Host:
             self._log_event("replica_unadmitted", group=str(spec.group_id), why=replica.why)
         else:
             log = opened.log
-            self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.size_bytes
+            log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
+            self._snapshots[spec.group_id] = (opened.snapshot_index, log.log_start_offset)
+            self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.written_bytes
             context = GroupContext(
                 self.node_id, self._reactor, self._transport, self._votes, self._log_event,
                 wake=self.wake, enter=self._enter,
             )  # fmt: skip
-            replica = Group(spec, log, opened.producers, context)
+            replica = Group(spec, log, opened.producers, opened.log_start, context)
         self.groups[spec.group_id] = replica
         if isinstance(replica, Group):
             self.wake(replica)
@@ -197,6 +202,9 @@ class Host:
             if group.role is not Role.FAILED and group.group_id in self.groups:
                 self._sync_log(group)
                 self._arm(group)
+                if group.trimming.moved:
+                    group.trimming.moved = False
+                    self._keep_house(group)
         self._sync_votes()
 
     def _alive(self) -> None:
@@ -263,7 +271,7 @@ class Host:
 
             self._guarded(group, finish)
             self.wake(group)
-            self._snapshot(group)
+            self._keep_house(group)
 
         self._reactor.run_blocking(job.steps, synced)
 
@@ -300,22 +308,66 @@ class Host:
         for group in self._active():
             group.fail(self._votes_why)
 
-    def _snapshot(self, group: Group) -> None:
-        """Write the producer table now and then, so that opening the log replays its tail only."""
+    def _keep_house(self, group: Group) -> None:
+        """Write the group's state now and then, so that opening the log replays its tail only; and before whole
+        segments go that lie below the log start. One of the two at a time.
+        """
         log, group_id = group.log, group.group_id
-        due = log.size_bytes - self._snapshot_at[group_id] >= group.spec.segment_bytes
-        if not due or group_id in self._snapshotting or log.synced_index < group.commit_index:
+        if group_id in self._snapshotting or self._stopped or self.groups.get(group_id) is not group:
             return
+        if group.role is Role.FAILED or log.synced_index < group.commit_index:
+            return
+        index, log_start_offset = self._snapshots[group_id]
+        if log.removable(log_start_offset, index):
+            self._trim(group, log_start_offset, index)
+        elif (
+            log.removable(log.log_start_offset, group.commit_index)
+            or log.written_bytes - self._snapshot_at[group_id] >= group.spec.segment_bytes
+        ):
+            self._snapshot(group)
+
+    def _snapshot(self, group: Group) -> None:
+        log, index = group.log, group.commit_index
+        self._snapshot_at[group.group_id] = log.written_bytes
+        saved = (index, log.log_start_offset)
+
+        def written() -> None:
+            self._snapshots[group.group_id] = saved
+
+        self._in_background(group, log.write_snapshot(index, group.producers.snapshot()), "snapshot_failed", written)
+
+    def _trim(self, group: Group, log_start_offset: Offset, snapshot_index: RaftIndex) -> None:
+        steps = group.log.trim_prefix(log_start_offset, snapshot_index)
+        if not steps:
+            return
+        group.on_trimmed()
+        first_index = group.log.first_index
+
+        def trimmed() -> None:
+            self._log_event(
+                "log_trimmed", group=str(group.group_id), first_index=first_index, log_start_offset=log_start_offset
+            )
+
+        self._in_background(group, steps, "trim_failed", trimmed)
+        self.wake(group)
+
+    def _in_background(
+        self, group: Group, steps: list[Callable[[], None]], failure: str, finished: Callable[[], None]
+    ) -> None:
+        group_id = group.group_id
         self._snapshotting.add(group_id)
-        self._snapshot_at[group_id] = log.size_bytes
-        steps = log.write_snapshot(group.commit_index, group.producers.snapshot())
 
-        def written(error: BaseException | None) -> None:
+        def done(error: BaseException | None) -> None:
             self._snapshotting.discard(group_id)
+            if self.groups.get(group_id) is not group:
+                return  # closed, perhaps opened again, meanwhile
             if error is not None:
-                self._log_event("snapshot_failed", group=str(group_id), why=str(error))
+                self._log_event(failure, group=str(group_id), why=str(error))
+                return
+            finished()
+            self._keep_house(group)
 
-        self._reactor.run_blocking(steps, written)
+        self._reactor.run_blocking(steps, done)
 
     # ------------------------------------------------------------------ end
     def hand_over(self, done: Callable[[], None]) -> None:

@@ -103,8 +103,7 @@ class RaftJournal(Journal):
     ) -> None:
         self.log, self._votes, self._group, self._generation = log, votes, group, generation
         self._wall_ms, self._on_append, self._on_truncate = wall_ms, on_append, on_truncate
-        checkpoint = log.checkpoint
-        self.commit_index = RaftIndex(min(checkpoint.commit_index, log.last_index) if checkpoint else log.first_index)
+        self.commit_index = log.commit_index
         self._first = self.entry(log.first_index)
         """The library asks for its first and its last entry dozens of times in each step."""
         vote = votes.get(group, generation)
@@ -177,7 +176,7 @@ class RaftJournal(Journal):
         self.commit_index = RaftIndex(index)
 
     def getRaftCommitIndex(self) -> int:  # noqa: N802
-        """At start: from the checkpoint, never above what is in the log."""
+        """At start: from the checkpoint or the snapshot, never above what is in the log."""
         return self.commit_index
 
     def setCurrentTerm(self, term: int, voted_for: int | None) -> None:  # noqa: N802

@@ -122,7 +122,7 @@ class Leading:
         commit_index = self._guard.journal.commit_index
         for peer, progress in self.progress.items():
             if peer != DISK_PEER and min(commit_index, progress.received) > progress.commit_sent:
-                self._send(peer, progress, progress.received)
+                self._send(peer, progress, max(progress.received, self._guard.journal.log.first_index))
 
     def _send(self, peer: NodeId, progress: Progress, previous: int, frames: Sequence[bytes] = ()) -> bool:
         guard = self._guard
@@ -148,7 +148,21 @@ class Leading:
             if not guard.is_exposed(peer):
                 self._send_heartbeat(peer, progress, max(progress.received, guard.journal.log.first_index))
 
+    def log_trimmed(self) -> None:
+        """The log's head is gone: the library must not ask for it."""
+        first_index = self._guard.journal.log.first_index
+        for peer, progress in self.progress.items():
+            if progress.next_index <= first_index:
+                self._rewind(peer, progress, first_index + 1)
+
+    @property
+    def everywhere_on_disk(self) -> RaftIndex:
+        """Every replica has the log up to here on its disk, this node included; 0: not known of all."""
+        others = min((p.match for peer, p in self.progress.items() if peer != DISK_PEER), default=_ALL)
+        return RaftIndex(min(others, self._guard.journal.log.synced_index))
+
     def _rewind(self, peer: NodeId, progress: Progress, next_index: int) -> None:
+        next_index = max(next_index, self._guard.journal.log.first_index + 1)  # the library asks for a snapshot else
         progress.rewind(next_index)
         self._guard.inject_reset(peer, next_index)
         self._guard.expose(peer)

@@ -1,24 +1,22 @@
-"""What must be read from disk before a replica can take part: its log, and the producer table that the log says.
+"""What must be read from disk before a replica can take part: its log, and the state that the log says.
 
-Blocking, and free of the loop's state: it may run in another thread. The table is restored from its last snapshot, and
-only the frames behind that are read.
+Blocking, and free of the loop's state: it may run in another thread. The state (producer table, log start) is restored
+from its last snapshot, and only the frames behind that are read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fluxd.core import limits
-from fluxd.core.entry import HEADER_BYTES, read_stamp
+from fluxd.core.entry import EntryKind, read_trim
 from fluxd.core.errors import CorruptDataError
+from fluxd.core.log_start import LogStart
 from fluxd.core.producers import ProducerTable, items_of_frame
-from fluxd.core.types import Offset, RaftIndex
+from fluxd.core.types import RaftIndex
 from fluxd.raft.spec import GroupSpec
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog
-
-_REPLAY_CHUNK = limits.FETCH_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +25,9 @@ class Opened:
 
     log: PartitionLog
     producers: ProducerTable
+    log_start: LogStart
     snapshot_index: RaftIndex
-    """What the last snapshot of the producer table covers."""
+    """What the last snapshot covers."""
 
 
 def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened | str:
@@ -51,8 +50,7 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened 
             if has_voted:
                 return f"its log is missing although it has voted: {error}"
             log = PartitionLog.create(fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes)
-        producers, index = _recover_producers(log)
-        return Opened(log, producers, index)
+        return Opened(log, *_replay(log))
     except (LogCorrupt, CorruptDataError) as error:
         why = str(error)
     except OSError as error:
@@ -62,27 +60,18 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened 
     return why
 
 
-def _recover_producers(log: PartitionLog) -> tuple[ProducerTable, RaftIndex]:
-    snapshot = log.load_snapshot(log.last_index)
+def _replay(log: PartitionLog) -> tuple[ProducerTable, LogStart, RaftIndex]:
+    """What the last snapshot and the entries behind it say."""
+    snapshot = log.load_snapshot()
     if snapshot is None:
-        producers, covered = ProducerTable(), log.first_index
+        producers, log_start, covered = ProducerTable(), LogStart(), log.first_index
     else:
-        covered, payload = snapshot
-        producers = ProducerTable.restore(payload)
-    offset = log.next_offset_at(covered)
-    while offset < log.log_end_offset:
-        plan = log.plan_read(offset, max_bytes=_REPLAY_CHUNK, end_index=log.last_index)
-        offset = _replay(plan if isinstance(plan, bytes) else plan(), producers, covered, offset)
-    return producers, covered
-
-
-def _replay(data: bytes, producers: ProducerTable, covered: RaftIndex, offset: Offset) -> Offset:
-    frames, position = memoryview(data), 0
-    while len(frames) - position >= HEADER_BYTES:
-        stamp = read_stamp(frames, position)
-        if stamp.raft_index > covered and stamp.record_count:
-            items = items_of_frame(frames[position : position + stamp.frame_bytes], stamp)
-            producers.append(stamp.raft_index, items, stamp.append_time_ms)
-        position += stamp.frame_bytes
-        offset = max(offset, stamp.next_offset)
-    return offset
+        producers, covered = ProducerTable.restore(snapshot.payload), snapshot.index
+        log_start = LogStart(snapshot.log_start_offset)
+    if covered < log.last_index:
+        for stamp, frame in log.walk(RaftIndex(covered + 1)):
+            if stamp.record_count:
+                producers.append(stamp.raft_index, items_of_frame(frame, stamp), stamp.append_time_ms)
+            elif stamp.kind is EntryKind.TRIM:
+                log_start.append(stamp.raft_index, read_trim(frame))
+    return producers, log_start, covered

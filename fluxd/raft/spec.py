@@ -35,3 +35,4 @@ class GroupSpec:
     voters: tuple[NodeId, ...]
     bound_directory: bytes
     segment_bytes: int = limits.SEGMENT_BYTES_DEFAULT
+    segment_ms: int = limits.SEGMENT_MS_DEFAULT

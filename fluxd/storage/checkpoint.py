@@ -69,7 +69,7 @@ class State:
 
 
 class StateFile:
-    """The open file. `raise_mark` may run in a thread beside the loop, which does the rest."""
+    """The open file. `raise_mark` and `make_durable` may run in a thread beside the loop, which does the rest."""
 
     def __init__(self, file: File) -> None:
         self._file = file
@@ -114,6 +114,13 @@ class StateFile:
         """Write durably. Blocks."""
         with self._lock:
             self._write(state)
+            self._sync()
+
+    def make_durable(self) -> None:
+        """Have what was written last survive a power cut. Blocks; safe in a thread."""
+        with self._lock:
+            assert self.state is not None
+            self._write(self.state)
             self._sync()
 
     def raise_mark(self, mark: Mark, *, unless: Callable[[], bool]) -> None:

@@ -7,28 +7,34 @@ Durability in three steps. `append` writes. `begin_sync` fixes what a sync will 
 `finish_sync` makes `synced_index` what the job covered and writes the sync mark. A truncation makes a job in flight
 void: what it covered is no more what the log holds; the next job covers the rest.
 
-Deliberately absent: checks of a frame's checksum on append (the caller has verified it; the chain is checked here),
-retention, and any repair of corruption: a log that does not open stays as it is.
+Where the log begins is the group's to say (`log_start_offset`, from TRIM entries); `trim_prefix` then lets go of whole
+segments before it.
+
+Deliberately absent: checks of a frame's checksum on append (the caller has verified it; the chain is checked here), and
+any repair of corruption: a log that does not open stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
+from fluxd.core import limits
 from fluxd.core.entry import Stamp, birth_frame, read_stamp
 from fluxd.core.errors import CorruptDataError, InvariantViolation
+from fluxd.core.retention import SegmentSummary
 from fluxd.core.types import GroupId, Offset, RaftIndex, Term
 from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, Mark, State, StateFile
 from fluxd.storage.errors import LogCorrupt
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import breach
+from fluxd.storage.head import find_snapshot, removable
 from fluxd.storage.index import SegmentIndex
 from fluxd.storage.reader import entry_with_record, read_frames
 from fluxd.storage.recovery import Recovered, recover
 from fluxd.storage.segment import Segment, segment_name
 from fluxd.storage.segments import Segments
-from fluxd.storage.snapshot import load_snapshot, snapshot_steps
+from fluxd.storage.snapshot import Snapshot, snapshot_steps
 from fluxd.storage.sync import LogSync, SyncJob
 from fluxd.storage.tail import TailCache
 
@@ -36,26 +42,48 @@ from fluxd.storage.tail import TailCache
 class PartitionLog:
     """An open log. Made by `create` or `open`.
 
+    Args:
+        segment_ms: a segment is closed when the next entry is so much younger than its first one.
+
     Invariant: first_index <= synced_index <= last_index. After an OSError of `truncate_suffix` or of a sync's step
         the log must be closed and opened again; after one of `append` it is as before.
     """
 
     def __init__(
-        self, fs: FileSystem, directory: str, recovered: Recovered, generation: int, *, segment_bytes: int
+        self,
+        fs: FileSystem,
+        directory: str,
+        group: GroupId,
+        recovered: Recovered,
+        generation: int,
+        *,
+        segment_bytes: int,
+        segment_ms: int = limits.SEGMENT_MS_DEFAULT,
     ) -> None:
         assert recovered.state.state is not None
         self._fs = fs
         self._directory = directory
-        self._segment_bytes = segment_bytes
+        self._group = group
+        self._segment_bytes, self._segment_ms = segment_bytes, segment_ms
         self._segments = Segments(fs, recovered.segments)
         self._state = recovered.state
         self._last = recovered.last
         self._tail = TailCache()
-        self._size_bytes = sum(segment.size for segment in recovered.segments)
+        self._size_bytes = self.written_bytes = sum(segment.size for segment in recovered.segments)
+        """`written_bytes` only grows: it does not fall when segments go."""
         self._sync = LogSync(fs, directory, self._segments, recovered.state)
         self._generation = generation
         self._checkpoint = self._valid_checkpoint(recovered.state.state.checkpoint)
-        self._commit_index: RaftIndex = self._checkpoint.commit_index if self._checkpoint else self.first_index
+        snapshot = recovered.snapshot
+        self.log_start_offset = snapshot.log_start_offset if snapshot else Offset(0)
+        """First offset that can be read. Raised by the group, when a TRIM entry is committed."""
+        self.commit_index = RaftIndex(
+            max(
+                self._checkpoint.commit_index if self._checkpoint else self.first_index,
+                snapshot.index if snapshot else self.first_index,
+            )
+        )
+        """Known to be committed: at open from the checkpoint or the snapshot, then from `finish_sync`. May lag."""
 
     @classmethod
     def create(
@@ -92,7 +120,7 @@ class PartitionLog:
         checkpoint = Checkpoint(stamp.raft_index, stamp.leader_epoch, generation)
         state = StateFile.create(fs, f"{directory}/{STATE_NAME}", State(mark, checkpoint))
         fs.sync_directory(directory)
-        log = cls(fs, directory, Recovered([segment], stamp, state), generation, segment_bytes=segment_bytes)
+        log = cls(fs, directory, group, Recovered([segment], stamp, state), generation, segment_bytes=segment_bytes)
         log._tail.append(stamp, frame)
         return log
 
@@ -112,7 +140,7 @@ class PartitionLog:
         """
         recovered = recover(fs, directory, group)
         try:
-            return cls(fs, directory, recovered, generation, segment_bytes=segment_bytes)
+            return cls(fs, directory, group, recovered, generation, segment_bytes=segment_bytes)
         except CorruptDataError as error:  # the checkpoint lies in an older segment, which is damaged
             recovered.segments[-1].close()
             recovered.state.close()
@@ -146,11 +174,6 @@ class PartitionLog:
         return self._last.append_time_ms
 
     @property
-    def log_start_offset(self) -> Offset:
-        """Offset of the first record that can be read."""
-        return self._segments.all[0].base_offset
-
-    @property
     def log_end_offset(self) -> Offset:
         """Offset of the next record (exclusive)."""
         return self._last.next_offset
@@ -177,6 +200,10 @@ class PartitionLog:
 
     # ---- writing
 
+    def configure(self, *, segment_bytes: int, segment_ms: int) -> None:
+        """Other bounds of a segment, from the next entry on."""
+        self._segment_bytes, self._segment_ms = segment_bytes, segment_ms
+
     def append(self, frame: bytes, stamp: Stamp | None = None) -> Stamp:
         """Write one entry at the end; not durable before a sync.
 
@@ -196,13 +223,15 @@ class PartitionLog:
                 f"{self._directory}: {why or f'a frame of {stamp.frame_bytes} in {len(frame)} bytes'}"
             )
         segment = self._segments.active
-        if segment.size + stamp.frame_bytes > self._segment_bytes:
+        too_old = segment.began_ms and stamp.append_time_ms - segment.began_ms >= self._segment_ms
+        if too_old or segment.size + stamp.frame_bytes > self._segment_bytes:
             segment = self._roll(frame, stamp)
         else:
             segment.append(frame, stamp)
         self._sync.wrote(segment)
         self._last = stamp
         self._size_bytes += stamp.frame_bytes
+        self.written_bytes += stamp.frame_bytes
         self._tail.append(stamp, frame)
         return stamp
 
@@ -232,9 +261,9 @@ class PartitionLog:
         """
         if first_removed > self.last_index:
             return
-        if first_removed <= max(self.first_index, self._commit_index):
+        if first_removed <= max(self.first_index, self.commit_index):
             raise InvariantViolation(
-                f"{self._directory}: truncation from {first_removed}, committed {self._commit_index}"
+                f"{self._directory}: truncation from {first_removed}, committed {self.commit_index}"
             )
         last = self.stamp_at(RaftIndex(first_removed - 1))
         segments = self._segments
@@ -265,6 +294,47 @@ class PartitionLog:
         self._fs.sync_directory(self._directory)
         self._sync.names_synced()
 
+    def trim_prefix(self, log_start_offset: Offset, snapshot_index: RaftIndex) -> list[Callable[[], None]]:
+        """Let go of whole closed segments whose records all lie below a log start: out of this log at once, out of
+        the directory by the blocking steps that are returned (`head.py` says what a power cut in between leaves).
+
+        Args:
+            log_start_offset: of the last durable snapshot, which may be lower than the log start is by now.
+            snapshot_index: its index; the log keeps that entry.
+
+        Returns:
+            Empty when there is nothing to let go of. A step's OSError leaves files that the next open removes.
+        """
+        segments = self._segments.all
+        count = removable(segments, log_start_offset, RaftIndex(min(snapshot_index, self.synced_index)))
+        while any(segment.file is not None for segment in segments[:count]):  # not synced yet
+            count -= 1
+        removed = segments[:count]
+        if not removed:
+            return []
+        del segments[:count]
+        self._size_bytes -= sum(segment.size for segment in removed)
+        self._segments.forget_window()
+        return [
+            self._state.make_durable,
+            *(partial(self._fs.remove, segment.path) for segment in removed),
+            partial(self._fs.sync_directory, self._directory),
+        ]
+
+    def removable(self, log_start_offset: Offset, snapshot_index: RaftIndex) -> int:
+        """How many segments could go with a snapshot like that."""
+        return removable(self._segments.all, log_start_offset, snapshot_index)
+
+    def segment_summaries(self) -> list[SegmentSummary]:
+        """All segments in order, as retention looks at them."""
+        segments = self._segments.all
+        ends = [following.base_offset for following in segments[1:]] + [self.log_end_offset]
+        times = [following.first.append_time_ms for following in segments[1:]] + [self._last.append_time_ms]
+        return [
+            SegmentSummary(segment.base_offset, end, segment.size, segment.last_append_time_ms or time)
+            for segment, end, time in zip(segments, ends, times, strict=True)
+        ]
+
     # ---- syncing
 
     def begin_sync(self) -> SyncJob:
@@ -280,9 +350,9 @@ class PartitionLog:
         Raises:
             OSError: of writing the mark; the log must be closed and opened again.
         """
-        self._commit_index = max(self._commit_index, commit_index)
+        self.commit_index = max(self.commit_index, commit_index)
         if self._sync.finish(job):
-            commit = RaftIndex(min(self._commit_index, self.synced_index))
+            commit = RaftIndex(min(self.commit_index, self.synced_index))
             self._sync.record(Checkpoint(commit, self.term_at(commit), self._generation))
 
     # ---- reading entries
@@ -356,25 +426,37 @@ class PartitionLog:
         return entry_with_record(self._fs, segment, following, offset, segment.size)[1].raft_index
 
     def find_time(self, time_ms: int, end_index: RaftIndex) -> tuple[Offset, int] | None:
-        """First entry with records whose append time is at or after a time, at or below an index. Blocks.
+        """First record that can be read whose append time is at or after a time, up to an entry. Blocks.
 
         Returns:
-            (base offset, append time), or None: there is none.
+            (offset of its entry, or the log start where that is higher; append time), or None: there is none.
         """
         if time_ms > self._last.append_time_ms:
             return None
-        return self._segments.find_time(time_ms, end_index)
+        return self._segments.find_time(time_ms, end_index, self.log_start_offset)
 
     # ---- snapshots, end
 
     def write_snapshot(self, index: RaftIndex, payload: bytes) -> list[Callable[[], None]]:
-        """Blocking steps that write the state after a committed entry beside the log."""
-        return snapshot_steps(self._fs, self._directory, index, self.stamp_at(index).checksum, payload)
+        """Blocking steps that write the state after a committed entry beside the log, with the log start as it is."""
+        snapshot = Snapshot(index, self.stamp_at(index).checksum, self.log_start_offset, payload)
+        return snapshot_steps(self._fs, self._directory, self._group, snapshot)
 
-    def load_snapshot(self, max_index: RaftIndex) -> tuple[RaftIndex, bytes] | None:
-        """The newest snapshot at or below an index that fits the log: (index, payload). Blocks."""
-        limit = RaftIndex(min(max_index, self.last_index))
-        return load_snapshot(self._fs, self._directory, limit, lambda index: self.stamp_at(index).checksum)
+    def load_snapshot(self) -> Snapshot | None:
+        """The newest snapshot that fits the log. Blocks.
+
+        Raises:
+            CorruptDataError: the segment that has its entry is damaged.
+        """
+        return find_snapshot(self._fs, self._directory, self._group, self._segments, self.last_index)
+
+    def walk(self, index: RaftIndex) -> Iterator[tuple[Stamp, bytes]]:
+        """Stamps and frames from an entry on, from the files. Blocks; the log must not change meanwhile.
+
+        Raises:
+            CorruptDataError: the disk no longer has what was written.
+        """
+        return self._segments.walk(index)
 
     def close(self) -> None:
         """Close all files; a sync in flight may fail then. Harmless when closed."""

@@ -10,6 +10,8 @@ headers up to the mark, whole frames behind it. Closed segments are checked when
 * A later segment that does not continue what is before it is removed: no sync that covered it has finished, as that
   would have made the mark at the end of the previous segment durable first (`sync.py`).
 
+Where the log may begin is judged in `head.py`.
+
 What is kept is synced before `recover` returns, and the mark moved behind it: nothing is acknowledged that a second
 power cut could take.
 """
@@ -19,17 +21,18 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from fluxd.core import limits
-from fluxd.core.entry import HEADER_BYTES, Stamp, birth_frame
+from fluxd.core.entry import HEADER_BYTES, Stamp
+from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import GroupId, RaftIndex
 from fluxd.storage.checkpoint import STATE_NAME, Mark, State, StateFile
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import File, FileSystem
 from fluxd.storage.frames import BadFrame, breach, find_frame, stamp_at_position, walk_frames, walk_headers
+from fluxd.storage.head import check_head, find_snapshot, removable
 from fluxd.storage.index import SegmentIndex
 from fluxd.storage.segment import Segment, parse_segment_name, segment_name
-
-TEMPORARY_SUFFIX = ".tmp"
+from fluxd.storage.segments import Segments
+from fluxd.storage.snapshot import TEMPORARY_SUFFIX, Snapshot
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class Recovered:
     segments: list[Segment]
     last: Stamp
     state: StateFile
+    snapshot: Snapshot | None = None
+    """The newest one that is tied to the log."""
 
 
 def recover(fs: FileSystem, directory: str, group: GroupId) -> Recovered:
@@ -107,7 +112,6 @@ class _Recovery:
         place = first_indexes.index(mark.segment)
         for first_index in first_indexes[: place + 1]:
             self._add_segment(first_index)
-        self._check_birth()
         marked = self._segments[-1]
         self._walk_to_mark(marked, mark)
         cut_at = self._verify(marked)
@@ -120,10 +124,12 @@ class _Recovery:
         dropped = first_indexes[place + 1 + kept :]
         last = self._previous
         assert last is not None
+        snapshot = self._check_head()
         self._make_durable(mark, dropped, cut_at)
+        self._remove_head(snapshot)
         for segment in self._segments[:-1]:
             segment.close()
-        return Recovered(self._segments, last, self._state)
+        return Recovered(self._segments, last, self._state, snapshot)
 
     # ---- below the mark
 
@@ -148,17 +154,6 @@ class _Recovery:
         ):
             raise LogCorrupt(f"{path}: entry {first_index} cannot stand behind entry {before.raft_index}")
         self._segments.append(Segment(path, first, file.size(), file=file))
-
-    def _check_birth(self) -> None:
-        """The log begins with the birth entry of this group."""
-        segment = self._segments[0]
-        file = self._fs.open(segment.path)
-        found = file.read(0, HEADER_BYTES)
-        file.close()
-        if segment.first_index != 1:
-            raise LogCorrupt(f"{segment.path}: the log begins with entry {segment.first_index}, not with 1")
-        if found != birth_frame(self._group, segment.first.leader_epoch >> limits.GENERATION_TERM_BITS):
-            raise LogCorrupt(f"{segment.path}: position 0: entry 1 is not the birth entry of {self._group}")
 
     def _walk_to_mark(self, segment: Segment, mark: Mark) -> None:
         file = segment.file
@@ -234,6 +229,27 @@ class _Recovery:
             return False
         self._segments.append(Segment(path, first, 0, index=SegmentIndex(), file=file))
         return True
+
+    def _check_head(self) -> Snapshot | None:
+        """Whether the log may begin where it does: from the newest snapshot that is tied to it."""
+        there = [segment for segment in self._segments if segment.size]
+        try:
+            snapshot = find_snapshot(
+                self._fs, self._directory, self._group, Segments(self._fs, there), self._last_index()
+            )
+        except CorruptDataError as error:
+            raise LogCorrupt(str(error)) from error
+        check_head(self._fs, self._group, there[0], snapshot)
+        return snapshot
+
+    def _remove_head(self, snapshot: Snapshot | None) -> None:
+        """Remove what a trim did not get to remove; the mark is at the log's end, in a segment that stays."""
+        count = removable(self._segments, snapshot.log_start_offset, snapshot.index) if snapshot else 0
+        if count:
+            self._fs.sync_directory(self._directory)  # the snapshot's name; its bytes were synced before it got it
+            for segment in self._segments[:count]:
+                self._fs.remove(segment.path)
+            del self._segments[:count]
 
     def _make_durable(self, mark: Mark, dropped: list[RaftIndex], cut_at: int | None) -> None:
         """Cut, then sync what stays, then say so. Begun again from the start when it is interrupted."""

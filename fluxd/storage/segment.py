@@ -45,9 +45,14 @@ class Segment:
 
     Attributes:
         dirty: written since the last sync of it began.
+        began_ms: append time of the first entry that has one, which the birth entry has not; 0: none was seen yet.
+        last_append_time_ms: None for a segment that was closed when the log was opened.
     """
 
-    __slots__ = ("base_offset", "dirty", "file", "first", "first_index", "index", "path", "size")
+    __slots__ = (
+        "base_offset", "began_ms", "dirty", "file", "first", "first_index", "index", "last_append_time_ms", "path",
+        "size",
+    )  # fmt: skip
 
     def __init__(
         self, path: str, first: Stamp, size: int, *, index: SegmentIndex | None = None, file: File | None = None
@@ -60,6 +65,8 @@ class Segment:
         self.index = index
         self.file = file
         self.dirty = False
+        self.began_ms = first.append_time_ms
+        self.last_append_time_ms: int | None = None
 
     def append(self, frame: bytes, stamp: Stamp) -> None:
         """Write a frame at the end of the active segment.
@@ -73,6 +80,8 @@ class Segment:
         assert position == self.size, (position, self.size, self.path)
         self.index.add(stamp, position)
         self.size = position + stamp.frame_bytes
+        self.began_ms = self.began_ms or stamp.append_time_ms
+        self.last_append_time_ms = stamp.append_time_ms
 
     def load_index(self, fs: FileSystem, following: Stamp | None) -> SegmentIndex:
         """The index, built from the headers when it is not there yet. Blocks then; safe in any thread.

@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from contextlib import closing
 
 from fluxd.core import limits
@@ -104,8 +105,23 @@ class Segments:
         """What was read ahead may have been cut off."""
         self._window = {}
 
-    def find_time(self, time_ms: int, end_index: RaftIndex) -> tuple[Offset, int] | None:
-        """First entry with records at or after a time and at or below an index: (base offset, append time). Blocks."""
+    def walk(self, index: RaftIndex) -> Iterator[tuple[Stamp, bytes]]:
+        """Stamps and frames from an entry to the end, read from the files and verified. Blocks.
+
+        Raises:
+            CorruptDataError: the disk no longer has what was written.
+        """
+        for number in range(self.number_by_index(index), len(self.all)):
+            segment = self.all[number]
+            start = segment.load_index(self.fs, self.following(number)).position_by_index(index)
+            with closing(self.fs.open(segment.path)) as file:
+                for _, stamp, frame in walk_frames(file, start, segment.size):
+                    if stamp.raft_index >= index:
+                        yield stamp, frame
+
+    def find_time(self, time_ms: int, end_index: RaftIndex, log_start_offset: Offset) -> tuple[Offset, int] | None:
+        """First record at or after a time, at or behind the log start, whose entry is at or below an index: (offset,
+        append time). Blocks."""
         segments = list(self.all)
         first = max(0, bisect_left(segments, time_ms, key=lambda segment: segment.first.append_time_ms) - 1)
         for number in range(first, len(segments)):
@@ -118,6 +134,7 @@ class Segments:
                 for _, stamp in walk_headers(file, start, segment.size):
                     if stamp.raft_index > end_index:
                         return None
-                    if stamp.append_time_ms >= time_ms and stamp.record_count:
-                        return stamp.base_offset, stamp.append_time_ms
+                    found = stamp.append_time_ms >= time_ms and stamp.record_count
+                    if found and stamp.next_offset > log_start_offset:
+                        return max(stamp.base_offset, log_start_offset), stamp.append_time_ms
         return None

@@ -1,17 +1,25 @@
 """Snapshots of a group's state beside its log: `{index:020d}.snap`.
 
     position  bytes  content (little-endian)
-    0         4      "FXP1"
+    0         4      "FXP2"
     4         4      checksum of the log's entry at the index: the chain makes it stand for all entries up to there
-    8         8      index: the state after this entry
+    8         8      index: the state after this entry, which is committed
     16        8      payload's length
-    24        …      payload
-    24+n      4      CRC-32C of everything before
+    24        8      log start offset after this entry
+    32        16     topic id
+    48        4      partition
+    52        4      0
+    56        n      payload
+    56+n      4      CRC-32C of everything before
+
+"FXP1", of logs whose start was never moved, has the first 24 bytes and then the payload.
 
 Written under a temporary name, synced, renamed; the name is synced before older ones are removed. So at every moment
 the last snapshot that was finished, or its predecessor, is there. A snapshot whose checksum is not the log's belongs
-to entries that are no more and is not loaded. It only saves replaying: losing all of them loses nothing while the log
-is whole.
+to entries that are no more and is not loaded.
+
+While the log begins with its birth entry a snapshot only saves replaying. Once the log's head was trimmed it is the
+only trace of what stood there, and vouches for where the log begins: without it the log does not open.
 """
 
 from __future__ import annotations
@@ -19,33 +27,83 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 
 from crc32c import crc32c
 
-from fluxd.core.types import RaftIndex
+from fluxd.core.types import TOPIC_ID_BYTES, GroupId, Offset, RaftIndex
 from fluxd.storage.filesystem import FileSystem
-from fluxd.storage.recovery import TEMPORARY_SUFFIX
 
 SUFFIX = ".snap"
+TEMPORARY_SUFFIX = ".tmp"
 KEPT = 2
-_MAGIC = b"FXP1"
-_HEADER = struct.Struct("<4sIQQ")
+_MAGIC = b"FXP2"
+_OLD_MAGIC = b"FXP1"
+_OLD_HEADER = struct.Struct("<4sIQQ")
+_HEADER = struct.Struct(f"<4sIQQQ{TOPIC_ID_BYTES}sII")
 _CHECKSUM = struct.Struct("<I")
 _NAME_DIGITS = 20
 
 
-def snapshot_steps(
-    fs: FileSystem, directory: str, index: RaftIndex, log_checksum: int, payload: bytes
-) -> list[Callable[[], None]]:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a group after an entry.
+
+    Args:
+        log_checksum: of that entry.
+        log_start_offset: the first offset kept, at most the entry's next offset.
+    """
+
+    index: RaftIndex
+    log_checksum: int
+    log_start_offset: Offset
+    payload: bytes
+
+
+def snapshot_name(index: RaftIndex) -> str:
+    """File name of the snapshot after an entry."""
+    return f"{index:0{_NAME_DIGITS}d}{SUFFIX}"
+
+
+def encode_snapshot(group: GroupId, snapshot: Snapshot) -> bytes:
+    """The whole file."""
+    header = _HEADER.pack(
+        _MAGIC, snapshot.log_checksum, snapshot.index, len(snapshot.payload), snapshot.log_start_offset,
+        group.topic_id, group.partition, 0,
+    )  # fmt: skip
+    checksum = crc32c(snapshot.payload, crc32c(header))
+    return b"".join((header, snapshot.payload, _CHECKSUM.pack(checksum)))
+
+
+def decode_snapshot(group: GroupId, data: bytes) -> Snapshot | None:
+    """Inverse of `encode_snapshot`; None: damaged, or of another group."""
+    end = len(data) - _CHECKSUM.size
+    if end < _OLD_HEADER.size or crc32c(memoryview(data)[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
+        return None
+    magic, log_checksum, index, length = _OLD_HEADER.unpack_from(data)
+    if magic == _OLD_MAGIC:
+        start, log_start_offset = _OLD_HEADER.size, 0
+    elif magic == _MAGIC and end >= _HEADER.size:
+        start = _HEADER.size
+        *_, log_start_offset, topic_id, partition, _zero = _HEADER.unpack_from(data)
+        if (topic_id, partition) != (group.topic_id, group.partition):
+            return None
+    else:
+        return None
+    if length != end - start:
+        return None
+    return Snapshot(RaftIndex(index), log_checksum, Offset(log_start_offset), data[start:end])
+
+
+def snapshot_steps(fs: FileSystem, directory: str, group: GroupId, snapshot: Snapshot) -> list[Callable[[], None]]:
     """Blocking steps that write a snapshot and then remove all but the last two."""
-    path = f"{directory}/{index:0{_NAME_DIGITS}d}{SUFFIX}"
+    path = f"{directory}/{snapshot_name(snapshot.index)}"
     temporary = path + TEMPORARY_SUFFIX
-    header = _HEADER.pack(_MAGIC, log_checksum, index, len(payload))
 
     def write() -> None:
         fs.remove(temporary)
         with closing(fs.open(temporary, create=True)) as file:
-            file.append(header, payload, _CHECKSUM.pack(crc32c(payload, crc32c(header))))
+            file.append(encode_snapshot(group, snapshot))
             file.sync()
 
     def rename() -> None:
@@ -55,43 +113,36 @@ def snapshot_steps(
         fs.sync_directory(directory)
 
     def remove_older() -> None:
-        for old in _snapshots(fs, directory)[:-KEPT]:
-            fs.remove(f"{directory}/{old}")
+        for old in snapshot_indexes(fs, directory)[:-KEPT]:
+            fs.remove(f"{directory}/{snapshot_name(old)}")
 
     return [write, rename, sync_name, remove_older]
 
 
 def load_snapshot(
-    fs: FileSystem, directory: str, max_index: RaftIndex, checksum_at: Callable[[RaftIndex], int]
-) -> tuple[RaftIndex, bytes] | None:
-    """The newest valid snapshot at or below an index whose checksum is the log's: (index, payload). Blocks."""
-    for name in reversed(_snapshots(fs, directory)):
-        index = RaftIndex(int(name.removesuffix(SUFFIX)))
-        if not 1 <= index <= max_index:
+    fs: FileSystem,
+    directory: str,
+    group: GroupId,
+    *,
+    first_index: RaftIndex,
+    last_index: RaftIndex,
+    checksum_at: Callable[[RaftIndex], int],
+) -> Snapshot | None:
+    """The newest valid snapshot after an entry in first_index..last_index whose checksum is the log's. Blocks."""
+    for index in reversed(snapshot_indexes(fs, directory)):
+        if not first_index <= index <= last_index:
             continue
-        with closing(fs.open(f"{directory}/{name}")) as file:
-            data = file.read(0, file.size())
-        payload = _parse(data, index, checksum_at)
-        if payload is not None:
-            return index, payload
+        with closing(fs.open(f"{directory}/{snapshot_name(index)}")) as file:
+            snapshot = decode_snapshot(group, file.read(0, file.size()))
+        if snapshot is not None and snapshot.index == index and checksum_at(index) == snapshot.log_checksum:
+            return snapshot
     return None
 
 
-def _parse(data: bytes, index: RaftIndex, checksum_at: Callable[[RaftIndex], int]) -> bytes | None:
-    if len(data) < _HEADER.size + _CHECKSUM.size:
-        return None
-    magic, log_checksum, stored_index, length = _HEADER.unpack_from(data)
-    end = len(data) - _CHECKSUM.size
-    if magic != _MAGIC or stored_index != index or length != end - _HEADER.size:
-        return None
-    if crc32c(memoryview(data)[:end]) != _CHECKSUM.unpack_from(data, end)[0] or checksum_at(index) != log_checksum:
-        return None
-    return data[_HEADER.size : end]
-
-
-def _snapshots(fs: FileSystem, directory: str) -> list[str]:
+def snapshot_indexes(fs: FileSystem, directory: str) -> list[RaftIndex]:
+    """Of the snapshots in a directory, ascending, whether they are sound or not."""
     return [
-        name
+        RaftIndex(int(name[:_NAME_DIGITS]))
         for name in fs.list(directory)
         if name.endswith(SUFFIX) and len(name) == _NAME_DIGITS + len(SUFFIX) and name[:_NAME_DIGITS].isdecimal()
     ]

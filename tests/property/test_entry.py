@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxd.core.entry import EntryKind, Stamp, build_frame, read_stamp, split_batches, verify_frame
+from fluxd.core.entry import EntryKind, Stamp, build_frame, read_stamp, read_trim, split_batches, verify_frame
 from fluxd.core.errors import CorruptDataError
 from fluxlog.entry import CorruptResponseError, parse_response
 from fluxlog.v1 import log_pb2, record_pb2
@@ -57,6 +57,7 @@ def frames(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
         leader_epoch=draw(U64),
         append_time_ms=draw(I64),
         record_count=draw(st.integers(1, 2**32 - 1)) if batches else 0,
+        log_start_offset=draw(U64) if kind is EntryKind.TRIM else None,
         previous_checksum=draw(U32),
         batches=batches,
     )
@@ -77,7 +78,10 @@ def test_a_frame_is_read_as_it_was_built(built: tuple[bytes, list[bytes]]) -> No
     stamp = verify_frame(frame)
     assert stamp == read_stamp(b"xyz" + frame, 3)
     assert stamp.frame_bytes == len(frame)
-    assert [bytes(batch) for batch in split_batches(frame)] == batches
+    if stamp.kind is EntryKind.TRIM:
+        assert read_trim(frame) == record_pb2.LogEntry.FromString(frame[5:]).log_start_offset
+    else:
+        assert [bytes(batch) for batch in split_batches(frame)] == batches
 
 
 @given(frames(), st.data())

@@ -42,6 +42,8 @@ class Model:
         self.job: SyncJob | None = None
         self.steps_left: list[Callable[[], None]] = []
         self.snapshots: dict[int, bytes] = {}
+        self.durable_start = 0
+        """Log start of the last snapshot that was finished."""
 
     def append(self, size: int, records: int, new_term: bool) -> None:
         self.term += new_term
@@ -83,6 +85,17 @@ class Model:
         for step in self.log.write_snapshot(index, self.snapshots[index]):
             step()
 
+    def trim(self, back: int) -> None:
+        """Move the log start to a committed entry, write a snapshot, let go of what lies before."""
+        if self.job is not None:
+            return
+        start = read_stamp(self.frames[max(0, self.committed - 1 - back)]).base_offset
+        self.log.log_start_offset = max(self.log.log_start_offset, start)
+        self.snapshot()
+        self.durable_start = self.log.log_start_offset
+        for step in self.log.trim_prefix(self.log.log_start_offset, RaftIndex(self.committed)):
+            step()
+
     def restart(self, keep: Keep | None) -> None:
         """Power cut, or a kill where keep is None; then open and judge."""
         if keep is None:
@@ -91,32 +104,40 @@ class Model:
             self.disk.power_cut(keep)
         self.job = None
         self.log = open_log(self.disk, SEGMENT_BYTES)
+        gone = self.log.first_index - 1
         found = frames_of(self.log)
-        assert len(found) >= self.synced, "a finished sync covered more"
-        assert found in (self.frames[: len(found)], self.before_truncation[: len(found)]), (
-            "not a prefix of what was written"
-        )
+        assert gone + len(found) >= self.synced, "a finished sync covered more"
+        history = self.frames if found == self.frames[gone : gone + len(found)] else self.before_truncation
+        assert found == history[gone : gone + len(found)], "not a piece of what was written"
+        found = history[:gone] + found
+        assert self.log.log_start_offset >= self.durable_start
         if keep is None and not self.before_truncation:
             assert found == self.frames
         self.frames, self.before_truncation = found, []
         self.synced = len(found)
         self.term = max(self.term, read_stamp(found[-1]).leader_epoch) + 1
         checkpoint = self.log.checkpoint
-        assert checkpoint is not None
-        assert checkpoint.commit_index <= self.committed
-        assert read_stamp(found[checkpoint.commit_index - 1]).leader_epoch == checkpoint.commit_term
-        snapshot = self.log.load_snapshot(self.log.last_index)
-        assert snapshot is None or self.snapshots[snapshot[0]] == snapshot[1]
+        if checkpoint is not None:
+            assert checkpoint.commit_index <= self.committed
+            assert read_stamp(found[checkpoint.commit_index - 1]).leader_epoch == checkpoint.commit_term
+        assert checkpoint is not None or gone
+        assert 1 <= self.log.commit_index <= self.committed
+        snapshot = self.log.load_snapshot()
+        assert snapshot is None or self.snapshots[snapshot.index] == snapshot.payload
 
     def check(self) -> None:
         """Everything that can be read."""
         last = read_stamp(self.frames[-1])
         assert (self.log.last_index, self.log.last_checksum) == (len(self.frames), last.checksum)
-        assert (self.log.log_end_offset, self.log.size_bytes) == (last.next_offset, sum(map(len, self.frames)))
+        there = self.frames[self.log.first_index - 1 :]
+        assert (self.log.log_end_offset, self.log.size_bytes) == (last.next_offset, sum(map(len, there)))
+        assert read_stamp(there[0]).base_offset <= self.log.log_start_offset
         assert self.log.synced_index == self.synced
         assert self.log.dirty == (self.synced < len(self.frames))
         assert [s for s in stamps(read_all(self.log, 500)) if s.record_count] == [
-            s for frame in self.frames if (s := read_stamp(frame)).record_count
+            s
+            for frame in self.frames
+            if (s := read_stamp(frame)).record_count and s.next_offset > self.log.log_start_offset
         ]
 
 
@@ -173,6 +194,7 @@ class LogMachine(RuleBasedStateMachine):
         model = self.model
         model.disk.cut_after(after)
         with suppress(PowerCut):
+            model.trim(back)
             model.begin_sync()
             model.step()
             model.truncate(len(model.frames) - back)
@@ -191,7 +213,8 @@ TestLog.settings = settings(max_examples=80, stateful_step_count=40, deadline=No
 
 
 def scenario(model: Model) -> None:
-    """Appends, rolls, syncs that overlap with rolls, truncations with and without a sync in flight, snapshots."""
+    """Appends, rolls, syncs that overlap with rolls, truncations with and without a sync in flight, snapshots,
+    trims."""
     for number in range(40):
         model.append(number * 37 % 300, number % 3, number % 6 == 0)
         if number % 4 == 1:
@@ -205,6 +228,7 @@ def scenario(model: Model) -> None:
                 model.step()
             model.commit(model.synced - 2)
             model.snapshot()
+            model.trim(number % 8)
 
 
 def test_power_cut_at_every_operation_of_a_scenario() -> None:

@@ -192,6 +192,8 @@ class Client:
         self._history.end_offset = max(self._history.end_offset, result.base_offset + len(sent.values))
         group = node.group
         assert group is not None
+        if result.base_offset < group.log_start_offset:
+            return  # a duplicate of what is trimmed by now
         self._history.indexes.append(group.log.index_at_offset(result.base_offset))
 
     # ------------------------------------------------------------------ what the client hears

@@ -34,6 +34,8 @@ def read_values(group: Group, offset: int, entries: int) -> list[str]:
     first = group.log.index_at_offset(Offset(offset))
     skipped = offset - int(group.log.stamp_at(first).base_offset)
     for index in range(first, min(first + entries, group.commit_index + 1)):
+        if not group.log.stamp_at(RaftIndex(index)).record_count:
+            continue
         for data in split_batches(group.log.frame_at(RaftIndex(index))):
             batch, position = record_pb2.RecordBatch.FromString(bytes(data)), 0
             for length in batch.value_lengths:
@@ -124,6 +126,9 @@ class RecordedWorld(World):
 
     def _poll(self, reader: str, group: Group) -> None:
         offset, now = self._positions[reader], self.simulator.now
+        if offset < group.log_start_offset:  # retention was faster
+            offset = self._positions[reader] = int(group.log_start_offset)
+            self.recorded.assign(reader, {PARTITION: offset}, now)
         values = read_values(group, offset, _ENTRIES_PER_POLL)
         self._positions[reader] = offset + len(values)
         self.recorded.poll_runs(reader, now, now, [(PARTITION, offset, values)])
@@ -155,6 +160,10 @@ class RecordedWorld(World):
             group = node.group
             if group is None:
                 continue
+            self.recorded.watermark(
+                f"end{int(node.node_id)}", PARTITION, int(group.high_watermark), now, now, latest=True,
+                log_start_offset=int(group.log_start_offset),
+            )  # fmt: skip
             reader = f"final{int(node.node_id)}"
             self.recorded.assign(reader, {PARTITION: int(group.log_start_offset)}, now)
             self._positions[reader] = int(group.log_start_offset)

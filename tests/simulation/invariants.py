@@ -1,4 +1,4 @@
-"""What must hold after every step (numbers as in the design's list I1 to I11). A breach raises `Violation`.
+"""What must hold after every step (numbers as in docs/raft.md). A breach raises `Violation`.
 
 Each entry's checksum covers all entries before it, so equal checksums at an index mean equal logs up to there.
 """
@@ -60,6 +60,7 @@ class _Seen:
         self.high_watermark = 0
         self.last = 0
         self.last_checksum = 0
+        self.log_start = 0
         self.leads_term = 0
 
 
@@ -78,6 +79,8 @@ class Invariants:
         self.committed = 0
         self._durable_cache: dict[NodeId, tuple[object, dict[int, int]]] = {}
         self._votes_cache: dict[NodeId, tuple[bytes | None, tuple[int, NodeId | None]]] = {}
+        self._log_starts: dict[int, int] = {}
+        """commit index -> log start offset: a function of the committed entries"""
         self._durable_votes: dict[tuple[NodeId, int], NodeId | None] = {}
 
     # ------------------------------------------------------------------ after a step of one node
@@ -105,7 +108,7 @@ class Invariants:
             seen.incarnation = node.incarnation
             if group.commit_index > max(self.durable(node), default=0):
                 raise Violation(f"I6: node {node.node_id} restarts with commit {group.commit_index} beyond its disk")
-            seen.term = seen.commit = seen.high_watermark = seen.leads_term = seen.last = 0
+            seen.term = seen.commit = seen.high_watermark = seen.leads_term = seen.last = seen.log_start = 0
         if group.term < seen.term:
             raise Violation(f"I7: term of node {node.node_id} fell from {seen.term} to {group.term}")
         seen.term = group.term
@@ -115,11 +118,11 @@ class Invariants:
         if (log.last_index, log.last_checksum) == (seen.last, seen.last_checksum):
             return
         first = min(seen.last, log.last_index) if seen.last else max(1, log.last_index - 50)
-        if seen.last and (
+        if seen.last >= log.first_index and (
             log.last_index < seen.last or log.stamp_at(RaftIndex(seen.last)).checksum != seen.last_checksum
         ):
             self.counts["truncations"] += 1
-        for index in range(max(1, first), log.last_index + 1):
+        for index in range(max(log.first_index, first), log.last_index + 1):
             stamp = log.stamp_at(RaftIndex(index))
             known = self._pairs.setdefault((index, stamp.leader_epoch), stamp.checksum)
             if known != stamp.checksum:
@@ -150,7 +153,7 @@ class Invariants:
             raise Violation(f"I6: commit {commit} of node {node.node_id} is beyond its log {log.last_index}")
         if seen.leads_term and seen.commit and commit > seen.commit and commit > max(self.durable(node), default=0):
             raise Violation(f"I9: leader {node.node_id} commits {commit} beyond its own disk")
-        for index in range(max(seen.commit, 1), commit + 1):
+        for index in range(max(seen.commit, log.first_index), commit + 1):
             stamp = log.stamp_at(RaftIndex(index))
             entry = self.ledger.get(index)
             if entry is None:
@@ -165,6 +168,18 @@ class Invariants:
             elif entry[:2] != (stamp.leader_epoch, stamp.checksum):
                 raise Violation(f"I4: node {node.node_id} commits another entry at {index}")
         seen.commit, seen.high_watermark = commit, group.high_watermark
+        self._log_start(node, group, seen)
+
+    def _log_start(self, node: Watched, group: Group, seen: _Seen) -> None:
+        start = group.log_start_offset
+        if start < seen.log_start or start > group.high_watermark:
+            why = f"went from {seen.log_start} to {start}, high watermark {group.high_watermark}"
+            raise Violation(f"I13: log start of node {node.node_id} {why}")
+        if self._log_starts.setdefault(group.commit_index, start) != start:
+            raise Violation(f"I13: two log starts at commit {group.commit_index} (node {node.node_id}: {start})")
+        if group.log.stamp_at(group.log.first_index).base_offset > start:
+            raise Violation(f"I13: node {node.node_id} lacks the record at its log start {start}")
+        seen.log_start = start
 
     # ------------------------------------------------------------------ what is on disk
     def durable(self, node: Watched) -> dict[int, int]:
@@ -195,7 +210,12 @@ class Invariants:
             position += stamp.frame_bytes
 
     def _durable_copies(self, index: int, checksum: int) -> int:
-        return sum(1 for node in self._nodes.values() if self.durable(node).get(index) == checksum)
+        return sum(1 for node in self._nodes.values() if self._has(node, index, checksum))
+
+    def _has(self, node: Watched, index: int, checksum: int) -> bool:
+        """On its disk, or trimmed there."""
+        entries = self.durable(node)
+        return entries.get(index) == checksum or index < min(entries, default=0)
 
     def check_committed_is_durable(self, indexes: list[int], *, needed: int) -> None:
         """I5, later: what was acknowledged is still on `needed` disks."""
@@ -259,7 +279,7 @@ class Invariants:
     def _check_acknowledgement(self, node: Watched, target: NodeId, message: peer_pb2.GroupMessage) -> None:
         durable = message.append_reply.durable_index
         entries = self.durable(node)
-        if durable and durable not in entries:
+        if durable and durable not in entries and durable > min(entries, default=0):
             raise Violation(f"I7: node {node.node_id} acknowledges {durable}, which is not on its disk")
         leader = self._nodes[target].group
         if leader is not None and leader.role is Role.LEADER and leader.term == message.term and durable:
@@ -267,6 +287,8 @@ class Invariants:
             own = node.group
             assert own is not None
             for index in (durable, received):
+                if index < max(leader.log.first_index, own.log.first_index):
+                    continue  # trimmed
                 theirs = leader.log.stamp_at(RaftIndex(index)).checksum
                 if own.log.stamp_at(RaftIndex(index)).checksum != theirs:
                     raise Violation(f"I10: node {node.node_id} acknowledges {index}, which differs from the leader's")

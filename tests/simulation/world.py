@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fluxd.core.entry import split_batches
+from fluxd.core import limits
+from fluxd.core.entry import EntryKind, split_batches
 from fluxd.core.errors import FluxError
-from fluxd.core.types import NodeId, RaftIndex
+from fluxd.core.types import NodeId, Offset, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.spec import Role
@@ -34,14 +35,17 @@ class Plan:
     wipes: bool
     pace: float
     """Longest time between two faults, seconds."""
+    segment_bytes: int = limits.SEGMENT_BYTES_MIN
+    trims: bool = False
 
     @staticmethod
     def of(seed: int) -> Plan:
         """Mostly three nodes."""
         rng = random.Random(seed)
         return Plan(
-            nodes=rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)), wipes=rng.random() < 0.3, pace=rng.choice((0.5, 1.0, 2.5))
-        )
+            nodes=rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)), wipes=rng.random() < 0.3, pace=rng.choice((0.5, 1.0, 2.5)),
+            segment_bytes=rng.choice((4, 4, 16, 64)) * limits.KIB, trims=rng.random() < 0.7,
+        )  # fmt: skip
 
 
 def _up(peer: NodeId) -> Callable[[Host], None]:
@@ -64,7 +68,13 @@ class World:
         voters = tuple(NodeId(n) for n in range(1, self.plan.nodes + 1))
         self.nodes = {
             node_id: SimNode(
-                node_id, voters, simulator=self.simulator, network=self.network, rng=self.rng, on_event=self._stepped
+                node_id,
+                voters,
+                simulator=self.simulator,
+                network=self.network,
+                rng=self.rng,
+                on_event=self._stepped,
+                segment_bytes=self.plan.segment_bytes,
             )
             for node_id in voters
         }
@@ -97,6 +107,8 @@ class World:
         self._every(0.02, 0.1, self._client_acts)
         self._every(0.05, self.plan.pace, self._fault)
         self._every(0.2, 0.4, self._read)
+        if self.plan.trims:
+            self._every(0.3, 1.0, self._trim)
         self.faulty = True
         self.run_until(lambda: self.simulator.now >= FAULT_SECONDS)
         self.faulty = False
@@ -140,6 +152,25 @@ class World:
                 )
 
         group.read_index(done)
+
+    def _trim(self) -> None:
+        """What retention does, or somebody who asks for too much."""
+        for node in self.nodes.values():
+            group = node.group
+            if group is None or group.role is not Role.LEADER:
+                continue
+            low, high = group.log_start_offset, max(group.log_start_offset, group.trim_limit)
+            offset = Offset(self.rng.randint(low, high) if self.rng.random() < 0.9 else group.high_watermark + 1)
+            incarnation = node.incarnation
+            group.trim(offset, lambda error, n=node, g=group, i=incarnation, o=offset: self._trimmed(n, g, i, o, error))  # type: ignore[misc]
+
+    def _trimmed(self, node: SimNode, group: Group, incarnation: int, offset: int, error: FluxError | None) -> None:
+        if error is not None:
+            self.counts[f"trims_{error.traits.outcome.name.lower()}"] += 1
+        elif node.incarnation == incarnation:
+            self.counts["trims"] += 1
+            if group.log_start_offset < offset:
+                raise Violation(f"I13: a trim to {offset} was answered, the log start is {group.log_start_offset}")
 
     # ------------------------------------------------------------------ faults
     def start(self, node: SimNode) -> None:
@@ -353,7 +384,10 @@ class World:
 
     def _logs_equal(self) -> bool:
         groups = self._groups()
-        ends = {(group.log.last_index, group.log.last_checksum, group.commit_index) for group in groups}
+        ends = {
+            (group.log.last_index, group.log.last_checksum, group.commit_index, group.log_start_offset)
+            for group in groups
+        }
         return len(ends) == 1 and any(g.role is Role.LEADER for g in groups)
 
     def _check_answers(self) -> None:
@@ -365,8 +399,11 @@ class World:
         """Every acknowledged value once, at its offset; no rejected value; nothing twice."""
         group = self._groups()[0]
         found: dict[bytes, int] = {}
-        for index in range(1, group.log.last_index + 1):
+        self.counts["heads_trimmed"] += group.log.first_index > 1
+        for index in range(group.log.first_index, group.log.last_index + 1):
             frame = group.log.frame_at(RaftIndex(index))
+            if group.log.stamp_at(RaftIndex(index)).kind is EntryKind.TRIM:
+                continue
             offset = int(group.log.stamp_at(RaftIndex(index)).base_offset)
             for data in split_batches(frame):
                 batch = record_pb2.RecordBatch.FromString(bytes(data))
@@ -378,12 +415,14 @@ class World:
                     found[value] = offset
                     offset, position = offset + 1, position + length
         for sent in self.history.batches:
-            self._check_batch(sent, found)
+            self._check_batch(sent, found, group.log_start_offset)
         self.counts["records"] += len(found)
 
     @staticmethod
-    def _check_batch(sent: Sent, found: dict[bytes, int]) -> None:
+    def _check_batch(sent: Sent, found: dict[bytes, int], log_start_offset: int) -> None:
         for number, value in enumerate(sent.values):
+            if sent.offset is not None and sent.offset + number < log_start_offset:
+                continue
             if sent.offset is not None and found.get(value) != sent.offset + number:
                 raise Violation(
                     f"{value[:20]!r} acknowledged at {sent.offset + number}, found at {found.get(value)}: lost"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutation import durability, elections, proposals, replication
+from tests.simulation.mutation import durability, elections, proposals, replication, trimming
 from tests.simulation.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -10,6 +10,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *durability.MUTANTS,
     *elections.MUTANTS,
     *proposals.MUTANTS,
+    *trimming.MUTANTS,
 )
 
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

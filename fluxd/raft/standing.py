@@ -1,0 +1,108 @@
+"""What others see of a replica that takes part: its role, where its log stands, and why it refuses."""
+
+from __future__ import annotations
+
+from fluxd.core import limits
+from fluxd.core.errors import FluxError, Reason
+from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
+from fluxd.raft import library
+from fluxd.raft.guard import Guard
+from fluxd.raft.spec import Role
+from fluxd.raft.transport import Transport
+from fluxd.storage.log import PartitionLog
+from fluxlog.v1 import peer_pb2
+
+_ROLES = {library.FOLLOWER: Role.FOLLOWER, library.CANDIDATE: Role.CANDIDATE, library.LEADER: Role.LEADER}
+
+
+class Standing:
+    """The read side of `Group`, which sets the attributes."""
+
+    group_id: GroupId
+    voters: tuple[NodeId, ...]
+    guard: Guard
+    log: PartitionLog
+    why: str
+    commit_index: RaftIndex
+    high_watermark: Offset
+    _failed: bool
+    _node_id: NodeId
+    _transport: Transport
+
+    @property
+    def role(self) -> Role:
+        """At the moment."""
+        return Role.FAILED if self._failed else _ROLES[self.guard.state]
+
+    @property
+    def term(self) -> Term:
+        """Current term: the leader epoch, where there is a leader."""
+        return Term(self.guard.term)
+
+    @property
+    def leader_id(self) -> NodeId | None:
+        """Leader of the current term, as far as known here."""
+        if self._failed:
+            return None
+        return self._node_id if self.guard.is_leader else self.guard.following.leader
+
+    @property
+    def log_start_offset(self) -> Offset:
+        """First offset kept."""
+        return self.log.log_start_offset
+
+    @property
+    def log_end_offset(self) -> Offset:
+        """Offset after the last record in the log, committed or not: exclusive."""
+        return self.log.log_end_offset
+
+    def quorum_missing(self) -> tuple[NodeId, ...] | None:
+        """Nodes that are missing when too few voters can be reached for a majority; None when enough can."""
+        guard, now, leads = self.guard, self.guard.now(), self.role is Role.LEADER
+        missing = []
+        for peer in guard.peers:
+            silent = leads and now - guard.leading.progress[peer].heard_at >= limits.ELECTION_TIMEOUT_MIN
+            if silent or not self._transport.is_connected(peer):
+                missing.append(peer)
+        return tuple(sorted(missing)) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
+
+    def leader_status(self) -> peer_pb2.LeaderStatus:
+        """What only the leader knows; call while leading."""
+        now = self.guard.now()
+        status = peer_pb2.LeaderStatus(
+            topic_id=self.group_id.topic_id, partition=self.group_id.partition, leader_epoch=self.term,
+            log_start_offset=self.log_start_offset, high_watermark=self.high_watermark,
+            log_end_offset=self.log_end_offset, last_index=self.log.last_index, size_bytes=self.log.size_bytes,
+        )  # fmt: skip
+        for peer in self.guard.peers:
+            progress = self.guard.leading.progress[peer]
+            follower = status.followers.add(node_id=peer, durable_index=progress.match, in_sync=progress.in_sync(now))
+            if progress.acked_sequence:
+                follower.last_heard_ms = round((now - progress.heard_at) * 1000)
+        return status
+
+    def not_leader(self) -> FluxError:
+        """REJECTED, with what is known of the leader."""
+        if self._failed:
+            return FluxError(
+                Reason.REPLICA_OFFLINE, f"the replica of {self.group_id} on this node stopped itself: {self.why}"
+            )
+        leader = self.leader_id
+        if leader is None:
+            missing = self.quorum_missing()
+            if missing is not None:
+                return self.no_quorum(missing)
+            return FluxError(Reason.NO_LEADER, f"{self.group_id} has no leader: an election is under way")
+        return FluxError(
+            Reason.NOT_LEADER, f"node {self._node_id} does not lead {self.group_id}, node {leader} does",
+            metadata={"leader_node": str(leader)},
+        )  # fmt: skip
+
+    def no_quorum(self, missing: tuple[NodeId, ...]) -> FluxError:
+        """REJECTED: too few replicas."""
+        needed, names = len(self.voters) // 2 + 1, ",".join(map(str, missing))
+        return FluxError(
+            Reason.NO_QUORUM,
+            f"{self.group_id} has {len(self.voters)} replicas and needs {needed}; nodes missing: {names}",
+            metadata={"replicas": str(len(self.voters)), "needed": str(needed), "missing_nodes": names},
+        )
