@@ -51,6 +51,8 @@ _ADVICE = {
     "TOPIC_ID_MISMATCH": "the topic was deleted and created again meanwhile: begin anew",
     "INVALID_TOPIC_NAME": "1 to 249 of a-z A-Z 0-9 . _ -, not beginning with __",
     "INVALID_CONFIG": "see docs/fluxctl.md for the keys there are",
+    "UNKNOWN_GROUP": "see fluxctl groups list",
+    "GROUP_NOT_EMPTY": "stop its members first (fluxctl groups describe NAME --members)",
     "NOT_ENOUGH_NODES": "lower --replication-factor or start more nodes",
     "PARTITION_COUNT": "give a total above the present number of partitions",
     "OFFSET_OUT_OF_RANGE": "use --offset start, or an offset inside the bounds named",

@@ -26,7 +26,7 @@ from fluxlog.addresses import (
     parse_bootstrap,
 )  # fmt: skip
 from fluxlog.errors import FluxlogError, LocalError, Outcome, from_rpc_error
-from fluxlog.v1 import admin_pb2, admin_pb2_grpc, log_pb2_grpc
+from fluxlog.v1 import admin_pb2, admin_pb2_grpc, groups_pb2_grpc, log_pb2_grpc
 
 __all__ = ["Client", "Node", "parse_bootstrap"]
 
@@ -45,6 +45,7 @@ class Node:
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.log = log_pb2_grpc.LogStub(self.channel)
         self.admin = admin_pb2_grpc.AdminStub(self.channel)
+        self.groups = groups_pb2_grpc.GroupsStub(self.channel)
 
 
 class Client:
