@@ -17,6 +17,7 @@ from typing import Any
 from fluxd.broker.administration import Administration
 from fluxd.broker.admission import Admission
 from fluxd.broker.balance import LeaderBalancer
+from fluxd.broker.cleaner import Cleaner
 from fluxd.broker.cluster import ClusterView, LocalNode
 from fluxd.broker.controller import Controller
 from fluxd.broker.coordinators import Coordinators
@@ -236,6 +237,7 @@ class Node:
         coordinators = self._build_data_path(currency, controller)
         follower.listeners.append(coordinators.metadata_changed)
         balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
+        cleaner = Cleaner(self._reactor, self._view, self._host.groups)
 
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -249,9 +251,11 @@ class Node:
             else:
                 running.append(tasks.create_task(currency.fetch_metadata()))
             balancer.start()
+            cleaner.start()
             await self._server.set_serving(serving=True)
             log.info("node_serving", cluster_id=founding.cluster_id)
             await self._ended.wait()
+            cleaner.stop()
             await self._drain(balancer)
             follower.stop()
             partitions.stop()

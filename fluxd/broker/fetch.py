@@ -2,7 +2,8 @@
 
 A committed prefix is always true, so no leadership is needed to serve one, and reads go on without a quorum. What lies
 outside of what this replica knows is another matter: an offset above its high watermark may be committed at the leader,
-so the leader is asked; and only a leader that has just confirmed itself with a majority says OFFSET_OUT_OF_RANGE.
+so the leader is asked, and only a leader that has just confirmed itself with a majority says OFFSET_OUT_OF_RANGE. That
+an offset lies below the log start is true on any replica that knows it: the start has moved with a committed entry.
 
 Frames go out as they stand in the file; nothing here parses a batch, except for clients that ask for plain records.
 """
@@ -124,25 +125,17 @@ class Fetching:
         group = self._routes.replica(route)
         if group is None or group.log_start_offset <= call.offset <= group.high_watermark:
             return group
+        if call.offset < group.log_start_offset:
+            raise _out_of_range(route, group, call.offset)  # that the start has moved is committed: true anywhere
         if self._routes.leading(route) is not None:
             await self._confirm(group, route)
             if group.log_start_offset <= call.offset <= group.high_watermark:
                 return group
-            raise FluxError(
-                Reason.OFFSET_OUT_OF_RANGE,
-                f"offset {call.offset} is not in {group.log_start_offset}..{group.high_watermark} of {route.name}",
-                metadata={
-                    "partition": route.name,
-                    "log_start_offset": str(group.log_start_offset),
-                    "high_watermark": str(group.high_watermark),
-                },
-            )
+            raise _out_of_range(route, group, call.offset)
         leader = self._routes.leader(route)
         if not call.forwarded and leader is not None and leader.node_id != self._routes.node_id:
             return None
-        if call.offset > group.high_watermark:
-            return group  # it may become committed: wait for it, and answer "nothing yet" if it does not
-        raise self._routes.refusal(route)
+        return group  # it may become committed: wait for it, and answer "nothing yet" if it does not
 
     async def _confirm(self, group: Group, route: Route) -> None:
         future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
@@ -189,6 +182,8 @@ class Fetching:
 
     async def _read(self, route: Route, group: Group, offset: Offset, max_bytes: int) -> _Chunk:
         high_watermark, log_start_offset = group.high_watermark, group.log_start_offset
+        if offset < log_start_offset:
+            raise _out_of_range(route, group, offset)  # retention was faster than this reader
         if offset >= high_watermark:
             # Entries without records may stand there: they would be answered again and again.
             return _Chunk(b"", offset, high_watermark, log_start_offset)
@@ -196,6 +191,8 @@ class Fetching:
             plan = group.log.plan_read(offset, max_bytes=max_bytes, end_index=group.commit_index)
             frames = plan if isinstance(plan, bytes) else await self._reactor.read(plan)
         except (OSError, ValueError, CorruptDataError) as error:
+            if offset < group.log_start_offset:  # its segment went while it was being read
+                raise _out_of_range(route, group, offset) from error
             raise FluxError(
                 Reason.REPLICA_OFFLINE, f"{route.name} cannot be read at offset {offset} on this node: {error}"
             ) from error
@@ -236,6 +233,18 @@ class Fetching:
         if records:
             status.next_offset = records[-1].offset + 1
         return log_pb2.FetchResponse(status=status, records=records)
+
+
+def _out_of_range(route: Route, group: Group, offset: int) -> FluxError:
+    return FluxError(
+        Reason.OFFSET_OUT_OF_RANGE,
+        f"offset {offset} is not in {group.log_start_offset}..{group.high_watermark} of {route.name}",
+        metadata={
+            "partition": route.name,
+            "log_start_offset": str(group.log_start_offset),
+            "high_watermark": str(group.high_watermark),
+        },
+    )
 
 
 def _end_of(frames: bytes, offset: Offset) -> Offset:

@@ -18,11 +18,12 @@ from typing import Protocol
 
 from fluxd.broker.cluster import ClusterView, Replica
 from fluxd.broker.metadata import Change
-from fluxd.core.metadata import Image
+from fluxd.core.metadata import Image, Topic
 from fluxd.core.names import parse_configs
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC_ID, GroupId
 from fluxd.observability import get_logger
+from fluxd.raft.group import Group
 from fluxd.raft.spec import GroupSpec
 from fluxd.storage.directory import PARTITIONS, DataDirectory
 
@@ -91,7 +92,16 @@ class Partitions:
                 group_id = topic.group_id(number)
                 if partition.directory_of(me) is not None and group_id not in self._host.groups:
                     self._opening.append(group_id)
+            self._configure(topic)
         self._open_some()
+
+    def _configure(self, topic: Topic) -> None:
+        """Bounds of segments take effect with the next one."""
+        config = parse_configs(topic.configs)
+        for number in range(len(topic.partitions)):
+            group = self._host.groups.get(topic.group_id(number))
+            if isinstance(group, Group):
+                group.configure(segment_bytes=config.segment_bytes, segment_ms=config.segment_ms)
 
     def confirmed(self) -> None:
         """The image is at least as new as the start of this process: what no topic explains now belongs to none."""
@@ -143,18 +153,27 @@ class Partitions:
         partition = topic.partitions[group_id.partition]
         bound = partition.directory_of(self._view.local.node_id)
         assert bound is not None, "only this node's own replicas are queued"
-        segment_bytes = parse_configs(topic.configs).segment_bytes
+        config = parse_configs(topic.configs)
         self._in_progress.add(group_id)
         self._host.open_soon(
-            GroupSpec(group_id, partition.generation, partition.voters, bound, segment_bytes=segment_bytes),
+            GroupSpec(
+                group_id,
+                partition.generation,
+                partition.voters,
+                bound,
+                segment_bytes=config.segment_bytes,
+                segment_ms=config.segment_ms,
+            ),
             self._opened,
         )
 
     def _opened(self, replica: Replica) -> None:
         group_id = replica.group_id
         self._in_progress.discard(group_id)
-        if group_id.topic_id in self._image.topics:
+        topic = self._image.topics.get(group_id.topic_id)
+        if topic is not None:
             self._view.attach(replica)
+            self._configure(topic)  # it may have been altered meanwhile
         else:  # deleted while it was being opened
             self._host.close(group_id)
             self._blocking("partition_removed", group_id.directory_name, partial(self._remove, group_id.directory_name))

@@ -13,9 +13,13 @@ INTERNAL_PREFIX = "__"
 """Topics of the cluster itself: __cluster_metadata, __consumer_offsets."""
 
 SEGMENT_BYTES = "segment.bytes"
+SEGMENT_MS = "segment.ms"
+RETENTION_MS = "retention.ms"
+RETENTION_BYTES = "retention.bytes"
+TOPIC_CONFIGS = (RETENTION_BYTES, RETENTION_MS, SEGMENT_BYTES, SEGMENT_MS)
 
 _ALLOWED = re.compile(rf"[a-zA-Z0-9._-]{{1,{limits.TOPIC_NAME_CHARS_MAX}}}", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_NUMBER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _MESSAGE_CHARS_MAX = 300
 
 
@@ -25,6 +29,12 @@ class TopicConfig:
 
     segment_bytes: int = limits.SEGMENT_BYTES_DEFAULT
     """A segment file is rolled at this size; limits.SEGMENT_BYTES_MIN..MAX."""
+    segment_ms: int = limits.SEGMENT_MS_DEFAULT
+    """… or when its first record is this old, with the next one."""
+    retention_ms: int = limits.RETENTION_MS_DEFAULT
+    """Records are kept this long, by append time and in whole segments; -1: for ever."""
+    retention_bytes: int = -1
+    """Bytes kept of each partition at least, in whole segments; -1: all."""
 
 
 def check_topic_name(name: str, *, internal_allowed: bool = False) -> None:
@@ -69,17 +79,20 @@ def parse_configs(configs: Mapping[str, str]) -> TopicConfig:
     Raises:
         FluxError: INVALID_CONFIG: an unknown key, or a value out of its bounds.
     """
-    unknown = sorted(set(configs) - {SEGMENT_BYTES})
+    unknown = sorted(set(configs) - set(TOPIC_CONFIGS))
     if unknown:
         raise FluxError(
             Reason.INVALID_CONFIG,
-            f"unknown topic configuration {_shown(unknown[0])}; known: {SEGMENT_BYTES}",
+            f"unknown topic configuration {_shown(unknown[0])}; known: {', '.join(TOPIC_CONFIGS)}",
             metadata={"key": unknown[0][:_MESSAGE_CHARS_MAX]},
         )
-    value = configs.get(SEGMENT_BYTES)
-    if value is None:
-        return TopicConfig()
-    return TopicConfig(_number(SEGMENT_BYTES, value, limits.SEGMENT_BYTES_MIN, limits.SEGMENT_BYTES_MAX))
+    default, most = TopicConfig(), limits.RETENTION_MAX
+    return TopicConfig(
+        _number(configs, SEGMENT_BYTES, default.segment_bytes, limits.SEGMENT_BYTES_MIN, limits.SEGMENT_BYTES_MAX),
+        _number(configs, SEGMENT_MS, default.segment_ms, limits.SEGMENT_MS_MIN, most),
+        _number(configs, RETENTION_MS, default.retention_ms, -1, most),
+        _number(configs, RETENTION_BYTES, default.retention_bytes, -1, most),
+    )
 
 
 def check_configs(configs: Mapping[str, str]) -> None:
@@ -87,7 +100,10 @@ def check_configs(configs: Mapping[str, str]) -> None:
     parse_configs(configs)
 
 
-def _number(key: str, value: str, least: int, most: int) -> int:
+def _number(configs: Mapping[str, str], key: str, default: int, least: int, most: int) -> int:
+    value = configs.get(key)
+    if value is None:
+        return default
     if _NUMBER.fullmatch(value) and least <= int(value) <= most:
         return int(value)
     raise FluxError(

@@ -114,7 +114,9 @@ class CreateTopicRequest(_message.Message):
     """How long to wait until every partition has a leader, milliseconds, up to 30,000. 0 does not wait."""
     @_builtins.property
     def configs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Kafka's names. Known today: segment.bytes (65,536..1,073,741,824)."""
+        """Kafka's names. Known today: segment.bytes (65,536..1,073,741,824), segment.ms (from 1,000; default 7 days), retention.ms
+        (default 7 days; -1: for ever), retention.bytes (of each partition; default -1: all).
+        """
 
     def __init__(
         self,

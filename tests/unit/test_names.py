@@ -67,8 +67,18 @@ def test_bad_values(value: str) -> None:
     assert len(caught.value.message) < 600
 
 
+def test_retention() -> None:
+    """-1 is no bound; 0 is one."""
+    config = parse_configs({"retention.ms": "-1", "retention.bytes": "0", "segment.ms": "1000"})
+    assert (config.retention_ms, config.retention_bytes, config.segment_ms) == (-1, 0, 1_000)
+    assert (TopicConfig().retention_ms, TopicConfig().retention_bytes) == (limits.RETENTION_MS_DEFAULT, -1)
+    for key, value in (("retention.ms", "-2"), ("retention.bytes", str(1 << 63)), ("segment.ms", "999")):
+        with pytest.raises(FluxError, match=key):
+            check_configs({key: value})
+
+
 def test_unknown_keys() -> None:
     """They are refused, not kept for later."""
-    with pytest.raises(FluxError, match=r"'retention.ms'; known: segment.bytes") as caught:
-        check_configs({"retention.ms": "1", "segment.bytes": "65536"})
+    with pytest.raises(FluxError, match=r"'retention.hours'; known: .*segment.bytes") as caught:
+        check_configs({"retention.hours": "1", "segment.bytes": "65536"})
     assert caught.value.reason is Reason.INVALID_CONFIG
