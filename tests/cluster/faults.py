@@ -171,7 +171,7 @@ class Faults:
         node = self._some()
         if node is not None and node.process is not None:
             self._count("pause")
-            node.process.loop.paused_until = self._simulator.now + self.rng.choice((0.1, 0.7, 2.5, 6.0))
+            node.process.loop.pause(self.rng.choice((0.1, 0.7, 2.5, 6.0)))
 
     def _jump_clock(self) -> None:
         node = self.rng.choice(list(self.nodes.values()))
@@ -291,4 +291,4 @@ class Faults:
         for node in self.nodes.values():
             node.speed.low, node.speed.high, node.speed.hung_until = 0.0002, 0.003, 0.0
             if node.process is not None:
-                node.process.loop.paused_until = 0.0
+                node.process.loop.resume()

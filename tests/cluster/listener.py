@@ -84,7 +84,9 @@ class ServerCall:
         self._is_stream = handler.response_streaming
         loop = listener.process.loop
         self._timer = loop.call_later(call.timeout, self.cancel) if call.timeout is not None else None
+        self._status = Status(grpc.StatusCode.CANCELLED, "the server ended the call")
         self.task = loop.create_task(self._serve())
+        self.task.add_done_callback(self._ended)
 
     # ---- from the client
 
@@ -129,17 +131,18 @@ class ServerCall:
                 response = await handler.unary_unary(self._call.request, context)
                 if context.status_code is grpc.StatusCode.OK:
                     self._respond(response)
-            status = Status(context.status_code, context.status_details, context.trailers)
-        except asyncio.CancelledError:
-            status = Status(grpc.StatusCode.CANCELLED, "the server ended the call")
+            self._status = Status(context.status_code, context.status_details, context.trailers)
         except Exception as error:
             self._listener.on_defect(self._listener.process, f"{self._call.method} raised {error!r}")
-            status = Status(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}")
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._listener.ended(self)
-            context.end()
+            self._status = Status(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}")
+
+    def _ended(self, _: object) -> None:
+        """The handler has returned, or was cancelled, perhaps before it had begun."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._listener.ended(self)
+        self._context.end()
+        status = self._status
         if status.code is grpc.StatusCode.INTERNAL:
             self._listener.on_defect(self._listener.process, f"{self._call.method}: INTERNAL {status.details}")
         self._connection.down.send(lambda: self._call.finish(status))

@@ -56,6 +56,18 @@ class SimTask(asyncio.Task[T]):
         return self._number
 
 
+class _Current:
+    """The loop whose process did something last; asyncio takes it for the running one."""
+
+    loop: SimLoop | None = None
+
+    @classmethod
+    def enter(cls, loop: SimLoop | None) -> None:
+        """From now on it is this one."""
+        cls.loop = loop
+        events._set_running_loop(loop)
+
+
 class SimLoop(asyncio.AbstractEventLoop):
     """The loop of one process.
 
@@ -76,6 +88,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._simulator, self._on_event, self._on_defect, self.on_log = simulator, on_event, on_defect, on_log
         self.alive = True
         self.paused_until = 0.0
+        self._backlog: list[asyncio.Handle] = []
+        """What came while the process stood still."""
         self._tasks: dict[int, SimTask[Any]] = {}
         self._tidy_at = 64
 
@@ -116,22 +130,39 @@ class SimLoop(asyncio.AbstractEventLoop):
         if not self.alive or handle.cancelled():
             return
         if self._simulator.now < self.paused_until:
-            self._simulator.at(self.paused_until, partial(self._fire, handle))
+            self._backlog.append(handle)
             return
-        with self.running():
-            handle._run()
+        if _Current.loop is not self:  # to set it costs more than most callbacks
+            _Current.enter(self)
+        handle._run()
         if self.alive:
             self._on_event()
+
+    def pause(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after a while."""
+        self.paused_until = max(self.paused_until, self._simulator.now + seconds)
+        self._simulator.at(self.paused_until, self._resume)
+
+    def resume(self) -> None:
+        """SIGCONT now."""
+        self.paused_until = self._simulator.now
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._simulator.now >= self.paused_until:
+            backlog, self._backlog = self._backlog, []
+            for handle in backlog:
+                self._simulator.at(self._simulator.now, partial(self._fire, handle))
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """What happens inside happens in this process."""
-        before = events._get_running_loop()
-        events._set_running_loop(self)
+        before = _Current.loop
+        _Current.enter(self)
         try:
             yield
         finally:
-            events._set_running_loop(before)
+            _Current.enter(before)
 
     # ---- what asyncio asks of a loop
 
@@ -222,4 +253,5 @@ def generator_hooks() -> Iterator[None]:
     try:
         yield
     finally:
+        _Current.enter(None)
         sys.set_asyncgen_hooks(*before)

@@ -30,8 +30,8 @@ FOUND_SECONDS = 30.0
 FAULT_SECONDS = 12.0
 HEAL_SECONDS = 90.0
 CALM_SECONDS = 1.5
-EVENTS_MAX = 3_000_000
-"""More than any run has: something goes round in a circle without time passing."""
+EVENTS_AT_ONCE_MAX = 20_000
+"""More than there are in any moment: something goes round in a circle without time passing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +194,13 @@ class World:
             raise Violation(f"not within {seconds} s: {what}. {self.describe()}")
 
     def _run_while(self, condition: Callable[[], bool], deadline: float) -> None:
+        moment, began = -1.0, 0
         while condition() and self.simulator.now <= deadline:
-            if self.simulator.events > EVENTS_MAX:
-                raise Violation(f"{EVENTS_MAX} events within {self.simulator.now:.1f} s: something goes round")
             self.simulator.step()
+            if self.simulator.now != moment:
+                moment, began = self.simulator.now, self.simulator.events
+            elif self.simulator.events - began > EVENTS_AT_ONCE_MAX:
+                raise Violation(f"{EVENTS_AT_ONCE_MAX} events at {moment:.4f} s: something goes round")
             if self.failures:
                 raise Violation("; ".join(self.failures[:3]))
 

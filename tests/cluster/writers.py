@@ -13,6 +13,7 @@ from tests.cluster.scene import LOG, OUTCOMES, TOPIC, Client, Scene
 PRODUCE = LOG + "Produce"
 _TIMEOUT = 4.0
 _RETRY_AFTER = 0.05
+_RETRY_AFTER_MAX = 0.4
 
 
 class Writer(Client):
@@ -73,6 +74,7 @@ class Lane:
         self._window = writer.rng.choice((1, 1, 3, 8))
         self._target = ""
         self._acknowledged = self._resending = False
+        self._pause = _RETRY_AFTER
         self.outstanding: list[_Batch] = []
 
     def send(self) -> None:
@@ -99,6 +101,7 @@ class Lane:
             return
         if not isinstance(answer, FluxError):
             self._acknowledged = True
+            self._pause = _RETRY_AFTER
             self._target = answer.leader.address if self._writer.goes_to_leaders else address
             self._writer.finish(batch.row, self._partition, answer)
             self.outstanding.remove(batch)
@@ -116,7 +119,8 @@ class Lane:
 
     async def _resend(self) -> None:
         """In order of sequence; what is still under way stays under way."""
-        await self._writer.rest(0.5 * _RETRY_AFTER, 1.5 * _RETRY_AFTER)
+        await self._writer.rest(0.5 * self._pause, 1.5 * self._pause)
+        self._pause = min(2 * self._pause, _RETRY_AFTER_MAX)
         self._resending = False
         for batch in self.outstanding:
             if batch.retry:
