@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fluxlog.aio.admin import Admin
     from fluxlog.aio.bulk import BulkDeliveryError, BulkResult, DeliveredRange
     from fluxlog.aio.connection import Connection
     from fluxlog.aio.consumed import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Admin",
     "Assigned",
     "BufferFullError",
     "BulkDeliveryError",
@@ -72,6 +74,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "fluxlog.aio.admin": ("Admin",),
     "fluxlog.aio.bulk": ("BulkDeliveryError", "BulkResult", "DeliveredRange"),
     "fluxlog.aio.connection": ("Connection",),
     "fluxlog.aio.consumed": (

@@ -4,61 +4,31 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self
 
 from fluxlog.aio.connection import Connection, connection_of
 from fluxlog.aio.consumed import ConsumedBatch, ConsumedRecord, ConsumerEvent, TopicPartition
-from fluxlog.aio.feed import Buffered, Feed, Track
+from fluxlog.aio.feed import Feed, Track
+from fluxlog.aio.group_side import COMMIT_INTERVAL_MS_DEFAULT, GroupSide
+from fluxlog.aio.hand import Chunk, Hand
 from fluxlog.aio.metadata import Metadata
 from fluxlog.aio.offsets import find_offsets
-from fluxlog.aio.tasks import TaskSet
 from fluxlog.entry import UndecodableBatchError
 from fluxlog.errors import LocalError
 from fluxlog.v1 import log_pb2
 
 FETCH_BYTES_DEFAULT = 1024 * 1024
 BUFFER_BYTES_DEFAULT = 16 * 1024 * 1024
+_COMMIT_PATIENCE = 10.0
 _EVENTS_MAX = 1_000
 """Of those that nobody has iterated for."""
 
 Start = Literal["earliest", "latest"] | int | datetime
 """The log's start, its end, an offset, or a time."""
 EventHandler = Callable[[ConsumerEvent], Awaitable[None] | None]
-
-
-@dataclass(slots=True, eq=False)
-class _Chunk:
-    """The batch in hand."""
-
-    track: Track
-    buffered: Buffered
-    batch: ConsumedBatch
-    version: int
-    rest: Iterator[ConsumedRecord]
-    """Not handed out yet."""
-    current: ConsumedRecord | None = None
-    """Handed out last; not handled until the next one is asked for."""
-    whole: bool = False
-    """It was handed out as a batch."""
-    exhausted: bool = False
-    discarded: bool = False
-    """Sought or lost: that the handler returns means nothing any more."""
-
-    @property
-    def stale(self) -> bool:
-        """It was sought, paused or taken away: the rest is not to be handed out."""
-        return self.track.version != self.version
-
-    @property
-    def handled_on_return(self) -> int | None:
-        """Everything below it is handled when the handler returns; None: nothing was handed out."""
-        if self.whole:
-            return self.batch.next_offset
-        return None if self.current is None else self.current.offset + 1
 
 
 class Consumer:
@@ -74,12 +44,22 @@ class Consumer:
     Args:
         cluster: "host:port,host:port", a list of such, or a Connection that is shared.
         topics: one name or several.
-        partitions: only these of each topic; None: all that there are when it is opened.
-        start: where to begin: "earliest", "latest", an offset, or a time; or one for each partition.
+        group: share the topics' partitions with the other members of this group, and commit what was handled. Without
+            one, every consumer reads everything, from `start` on.
+        partitions: only these of each topic; None: all that there are when it is opened. Not with a group.
+        start: where to begin: "earliest", "latest", an offset, or a time; or one for each partition. With a
+            group: there where nothing is committed.
         on_out_of_range: an offset that is not there (any more): "error" raises OffsetOutOfRangeError, "earliest" and
             "latest" go on there.
-        stop_at_end: iterating ends at what was the end when it was opened.
+        stop_at_end: iterating ends at what was the end when it was opened. Not with a group.
         on_event: called with each ConsumerEvent; may be a coroutine function, and is awaited then.
+        auto_commit: commit in the background what was handled, when partitions are given up, and at the end; otherwise
+            call `commit`.
+        commit_interval_ms: between two commits in the background.
+        client_name: for people: shown by `fluxctl groups describe`.
+        session_timeout_ms: how long the member may be away before its partitions are given to others; 0: the server's
+            default.
+        rebalance_timeout_ms: how long a handler may take while partitions are to be given up; 0: the server's default.
         buffer_bytes: of what has arrived and was not handed out, over all partitions.
     """
 
@@ -88,26 +68,41 @@ class Consumer:
         cluster: str | Sequence[str] | Connection,
         topics: str | Sequence[str],
         *,
+        group: str = "",
         partitions: Sequence[int] | None = None,
         start: Start | Mapping[TopicPartition, Start] = "latest",
         on_out_of_range: Literal["error", "earliest", "latest"] = "error",
         stop_at_end: bool = False,
         on_event: EventHandler | None = None,
+        auto_commit: bool = True,
+        commit_interval_ms: int = COMMIT_INTERVAL_MS_DEFAULT,
+        client_name: str = "",
+        session_timeout_ms: int = 0,
+        rebalance_timeout_ms: int = 0,
         buffer_bytes: int = BUFFER_BYTES_DEFAULT,
         fetch_bytes: int = FETCH_BYTES_DEFAULT,
     ) -> None:
+        if group and (partitions is not None or stop_at_end):
+            raise LocalError("INVALID_ARGUMENT", "with a group, partitions and ends are the group's affair")
         self._connection, self._owns_connection = connection_of(cluster)
         self._topics = [topics] if isinstance(topics, str) else list(topics)
         self._partitions, self._start, self._stop_at_end = partitions, start, stop_at_end
         self._on_event = on_event
         self._events: deque[ConsumerEvent] = deque(maxlen=_EVENTS_MAX)
         self._metadata = Metadata(self._connection)
-        self._tasks = TaskSet()
         self._feed = Feed(
             self._connection, self._metadata, buffer_bytes=buffer_bytes, max_bytes=fetch_bytes, reset=on_out_of_range,
             emit=self._note_event,
         )  # fmt: skip
-        self._chunk: _Chunk | None = None
+        self._hand = Hand(self._feed)
+        self._group: GroupSide | None = None
+        if group:
+            self._group = GroupSide(
+                self._connection, group, self._topics, self._feed, self._hand, find_starts=self._find_group_starts,
+                emit=self._note_event, tell=self._tell_now, auto_commit=auto_commit,
+                commit_interval_ms=commit_interval_ms, client_name=client_name, session_timeout_ms=session_timeout_ms,
+                rebalance_timeout_ms=rebalance_timeout_ms,
+            )  # fmt: skip
         self._closed = False
 
     # ---- life
@@ -132,17 +127,22 @@ class Consumer:
             FluxlogError: a topic or partition does not exist, its offsets cannot be found out, or nobody answers.
         """
         self._feed.open()
+        if self._group is not None:
+            self._group.open()
+            return
         wheres = await self._explicit_partitions()
-        for where, (offset, end) in (await self._find_starts(wheres)).items():
-            await self._feed.add(where, offset, end=end if self._stop_at_end else None)
+        for where, (offset, end) in (await self._find_starts(list(wheres))).items():
+            self._feed.add(where, wheres[where], offset, end=end if self._stop_at_end else None)
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Stop reading. With a group: commit what was handled, and leave it."""
         if self._closed:
             return
         self._closed = True
+        self._feed.suspend(suspended=True)
+        if self._group is not None:
+            await self._group.close()
         await self._feed.close()
-        await self._tasks.close()
         await self._metadata.close()
         if self._owns_connection:
             await self._connection.close()
@@ -153,36 +153,36 @@ class Consumer:
         return self._records()
 
     async def _records(self) -> AsyncIterator[ConsumedRecord]:
-        while (chunk := await self._next_chunk()) is not None:
-            track, version = chunk.track, chunk.version
-            for record in chunk.rest:
-                chunk.current = record
-                yield record
-                if track.version != version:
-                    break
-            else:
-                chunk.exhausted = True
+        try:
+            while (chunk := await self._next_chunk()) is not None:
+                track, version = chunk.track, chunk.version
+                for record in chunk.rest:
+                    chunk.current = record
+                    yield record
+                    if track.version != version:
+                        break
+                else:
+                    chunk.exhausted = True
+        finally:
+            self._hand.let_go()
 
     async def batches(self) -> AsyncIterator[ConsumedBatch]:
         """Whole batches, for high rates: a batch counts as handled when the next one is asked for."""
-        while (chunk := await self._next_chunk()) is not None:
-            if chunk.current is not None:  # some of its records were taken one by one
-                chunk.batch = ConsumedBatch(
-                    chunk.track.where, chunk.buffered.batch, chunk.track.position, chunk.track.end
-                )
-            chunk.exhausted = chunk.whole = True
-            if len(chunk.batch):
-                yield chunk.batch
+        try:
+            while (chunk := await self._next_chunk()) is not None:
+                if chunk.current is not None:  # some of its records were taken one by one
+                    track = chunk.track
+                    chunk.batch = ConsumedBatch(track.where, chunk.buffered.batch, track.position, track.end)
+                chunk.exhausted = chunk.whole = True
+                if len(chunk.batch):
+                    yield chunk.batch
+        finally:
+            self._hand.let_go()
 
-    async def _next_chunk(self) -> _Chunk | None:
+    async def _next_chunk(self) -> Chunk | None:
         """The batch in hand while something of it is left, or the next one."""
-        chunk = self._chunk
-        if chunk is not None:
-            self._settle(chunk)
-            if not chunk.stale and not chunk.exhausted:
-                return chunk
-            self._release(chunk)
-        while True:
+        chunk = self._hand.come_back()
+        while chunk is None:
             while self._events:
                 await self._call_handler(self._events.popleft())
             if self._feed.exhausted:
@@ -192,31 +192,24 @@ class Consumer:
                 continue
             track, buffered = taken
             try:
-                batch = ConsumedBatch(track.where, buffered.batch, track.position, track.end)
+                chunk = self._hand.take(track, buffered)
             except UndecodableBatchError:
                 self._feed.seek(track, track.position)  # it stays the next one; a seek steps over it
                 raise
-            self._chunk = _Chunk(track, buffered, batch, track.version, batch.records())
-            return self._chunk
+            if self._group is not None:
+                self._group.committer.note_activity()
+        return chunk
 
-    def _settle(self, chunk: _Chunk) -> None:
-        """What was handed out has been handled, since the next one is asked for."""
-        offset = chunk.handled_on_return
-        if offset is None or chunk.discarded:
-            return
-        track = chunk.track
-        if chunk.stale:
-            track.handled = max(track.handled, offset)
-        else:
-            track.position = track.handled = offset
+    async def commit(self) -> None:
+        """Commit everything that was handed out, the record in hand among it. Only with a group.
 
-    def _release(self, chunk: _Chunk) -> None:
-        """Nothing of it is left."""
-        self._chunk = None
-        if not chunk.stale:
-            track = chunk.track
-            track.position = track.handled = max(track.position, chunk.batch.next_offset)
-            self._feed.finish(track, chunk.buffered)
+        Raises:
+            FluxlogError: FENCED_MEMBER: a partition is not this member's any more; or there is no coordinator.
+        """
+        if self._group is None:
+            raise LocalError("NOT_A_MEMBER", "this consumer has no group to commit for")
+        tracks = list(self._feed.tracks.values())
+        await self._group.committer.commit(tracks, offset_of=self._hand.position, patience=_COMMIT_PATIENCE)
 
     # ---- where
 
@@ -226,27 +219,22 @@ class Consumer:
 
     def position(self, topic: str, partition: int) -> int:
         """Offset of the next record to come."""
-        return self._position(self._track(topic, partition))
-
-    def _position(self, track: Track) -> int:
-        chunk = self._chunk
-        if chunk is not None and chunk.track is track and not chunk.stale:
-            return chunk.handled_on_return or track.position
-        return track.position
+        return self._hand.position(self._track(topic, partition))
 
     def seek(self, topic: str, partition: int, offset: int) -> None:
         """Go on at an offset; the record in hand was the last one before."""
         if not 0 <= offset < 1 << 63:
             raise LocalError("INVALID_ARGUMENT", f"offset {offset} is not in 0..2^63-1")
         track = self._track(topic, partition)
-        if self._chunk is not None and self._chunk.track is track:
-            self._chunk.discarded = True
+        self._hand.discard(track)
         self._feed.seek(track, offset)
+        if self._group is not None:
+            self._group.committer.note_activity()
 
     def pause(self, topic: str, partition: int) -> None:
         """Hand out nothing more of a partition, until `resume`."""
         track = self._track(topic, partition)
-        track.position = self._position(track)
+        track.position = self._hand.position(track)
         track.version += 1
         self._feed.pause(track)
 
@@ -267,15 +255,16 @@ class Consumer:
             raise LocalError("NOT_ASSIGNED", f"{topic}-{partition} is not read by this consumer")
         return track
 
-    async def _explicit_partitions(self) -> list[TopicPartition]:
-        wheres = []
+    async def _explicit_partitions(self) -> dict[TopicPartition, bytes]:
+        """With the ids of their topics."""
+        wheres: dict[TopicPartition, bytes] = {}
         for topic in self._topics:
             info = await self._metadata.topic(topic)
             for number in range(info.partitions) if self._partitions is None else self._partitions:
                 if not 0 <= number < info.partitions:
                     bounds = f"{topic} has partitions 0..{info.partitions - 1}, not {number}"
                     raise LocalError("UNKNOWN_PARTITION", bounds)
-                wheres.append(TopicPartition(topic, number))
+                wheres[TopicPartition(topic, number)] = info.topic_id
         return wheres
 
     async def _find_starts(self, wheres: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
@@ -294,6 +283,9 @@ class Consumer:
             for where, start in zip(wheres, starts, strict=True)
         }
 
+    async def _find_group_starts(self, wheres: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return {where: offset for where, (offset, _) in (await self._find_starts(wheres)).items()}
+
     def _start_of(self, where: TopicPartition) -> Start:
         if isinstance(self._start, Mapping):
             return self._start.get(where, "latest")
@@ -306,6 +298,12 @@ class Consumer:
         if self._on_event is not None:
             self._events.append(event)
             self._feed.nudge()
+
+    async def _tell_now(self, event: ConsumerEvent) -> None:
+        """What is queued, and this, although nobody may iterate just now."""
+        while self._events:
+            await self._call_handler(self._events.popleft())
+        await self._call_handler(event)
 
     async def _call_handler(self, event: ConsumerEvent) -> None:
         if self._on_event is not None:

@@ -105,13 +105,17 @@ class Feed:
 
     # ---- which partitions
 
-    async def add(
-        self, where: TopicPartition, offset: int, *, end: int | None = None, committed: int | None = None
+    def add(
+        self,
+        where: TopicPartition,
+        topic_id: bytes,
+        offset: int,
+        *,
+        end: int | None = None,
+        committed: int | None = None,
     ) -> None:
         """Begin to read a partition."""
-        info = await self._metadata.topic(where.topic)
-        track = Track(where, info.topic_id, offset, offset, end=end, committed=committed)
-        self.tracks[where] = track
+        self.tracks[where] = track = Track(where, topic_id, offset, offset, end=end, committed=committed)
         self._start(track)
 
     def remove(self, where: TopicPartition) -> Track | None:
@@ -174,6 +178,11 @@ class Feed:
         for buffered in track.buffer:
             self._room.give(buffered.size)
         track.buffer.clear()
+
+    def fail(self, failure: FluxlogError) -> None:
+        """Have `take` raise it."""
+        self._failure = failure
+        self._wake()
 
     # ---- what is handed out
 
@@ -275,8 +284,7 @@ class Feed:
             return
         if error.reason in ("UNKNOWN_TOPIC", "TOPIC_ID_MISMATCH"):
             self._metadata.forget(track.where.topic)
-        self._failure = error
-        self._wake()
+        self.fail(error)
 
     # ---- what is not heard
 

@@ -224,6 +224,8 @@ class GroupMessage(_message.Message):
     PRE_VOTE_REPLY_FIELD_NUMBER: _builtins.int
     HIGHER_TERM_FIELD_NUMBER: _builtins.int
     TIMEOUT_NOW_FIELD_NUMBER: _builtins.int
+    COPY_REQUEST_FIELD_NUMBER: _builtins.int
+    COPY_REPLY_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.bytes
     """16 bytes."""
     partition: _builtins.int
@@ -246,6 +248,10 @@ class GroupMessage(_message.Message):
     def higher_term(self) -> Global___HigherTerm: ...
     @_builtins.property
     def timeout_now(self) -> Global___TimeoutNow: ...
+    @_builtins.property
+    def copy_request(self) -> Global___CopyRequest: ...
+    @_builtins.property
+    def copy_reply(self) -> Global___CopyReply: ...
     def __init__(
         self,
         *,
@@ -261,12 +267,14 @@ class GroupMessage(_message.Message):
         pre_vote_reply: Global___PreVoteReply | None = ...,
         higher_term: Global___HigherTerm | None = ...,
         timeout_now: Global___TimeoutNow | None = ...,
+        copy_request: Global___CopyRequest | None = ...,
+        copy_reply: Global___CopyReply | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "higher_term", b"higher_term", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "copy_reply", b"copy_reply", "copy_request", b"copy_request", "higher_term", b"higher_term", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "generation", b"generation", "higher_term", b"higher_term", "partition", b"partition", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "term", b"term", "timeout_now", b"timeout_now", "topic_id", b"topic_id", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "copy_reply", b"copy_reply", "copy_request", b"copy_request", "generation", b"generation", "higher_term", b"higher_term", "partition", b"partition", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "term", b"term", "timeout_now", b"timeout_now", "topic_id", b"topic_id", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["append_entries", "append_reply", "vote_request", "vote_reply", "pre_vote_request", "pre_vote_reply", "higher_term", "timeout_now"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["append_entries", "append_reply", "vote_request", "vote_reply", "pre_vote_request", "pre_vote_reply", "higher_term", "timeout_now", "copy_request", "copy_reply"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -356,20 +364,26 @@ class VoteRequest(_message.Message):
     LAST_INDEX_FIELD_NUMBER: _builtins.int
     LAST_TERM_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
     last_index: _builtins.int
     last_term: _builtins.int
     transfer: _builtins.bool
     """The old leader asked for this election: stickiness does not apply."""
+    nonce: _builtins.int
+    """Random, of this campaign. A vote counts only for the campaign that asked for it: a replica whose disk was replaced
+    must not be elected by what its predecessor was promised.
+    """
     def __init__(
         self,
         *,
         last_index: _builtins.int = ...,
         last_term: _builtins.int = ...,
         transfer: _builtins.bool = ...,
+        nonce: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index", "last_term", b"last_term", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index", "last_term", b"last_term", "nonce", b"nonce", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,12 +393,17 @@ Global___VoteRequest: _TypeAlias = VoteRequest  # noqa: Y015
 class VoteReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.int
+    """Echoed from the VoteRequest."""
     def __init__(
         self,
+        *,
+        nonce: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,6 +488,95 @@ class TimeoutNow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TimeoutNow: _TypeAlias = TimeoutNow  # noqa: Y015
+
+@_typing.final
+class CopyRequest(_message.Message):
+    """A replica whose disk was lost asks the leader for a piece of its log, or to be admitted. Answered by a leader only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    NEXT_INDEX_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_INDEX_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_POSITION_FIELD_NUMBER: _builtins.int
+    ADMIT_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.int
+    """Random, of this request."""
+    next_index: _builtins.int
+    """First entry wanted. 0: a piece of the leader's last snapshot."""
+    snapshot_index: _builtins.int
+    """With next_index 0: the snapshot of which there is something already, 0: none; and how many bytes."""
+    snapshot_position: _builtins.int
+    admit: _builtins.bool
+    """All that the leader was known to have committed is there: may I take part?"""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.int = ...,
+        next_index: _builtins.int = ...,
+        snapshot_index: _builtins.int = ...,
+        snapshot_position: _builtins.int = ...,
+        admit: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyRequest: _TypeAlias = CopyRequest  # noqa: Y015
+
+@_typing.final
+class CopyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    FIRST_INDEX_FIELD_NUMBER: _builtins.int
+    COMMIT_INDEX_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_INDEX_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_BYTES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    ADMITTED_FIELD_NUMBER: _builtins.int
+    ADMITTED_INDEX_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.int
+    """Echoed."""
+    first_index: _builtins.int
+    """Where the leader's log begins, and what of it is committed."""
+    commit_index: _builtins.int
+    snapshot_index: _builtins.int
+    """The whole file has so many bytes; 0: there is no snapshot."""
+    snapshot_bytes: _builtins.int
+    snapshot: _builtins.bytes
+    admitted: _builtins.bool
+    """A majority without the asking replica has confirmed the leader since the request: take part in GroupMessage.term, with
+    the vote in it spent, as soon as everything up to admitted_index is on disk.
+    """
+    admitted_index: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Committed entries from the one that was asked for on, as in AppendEntries."""
+
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.int = ...,
+        first_index: _builtins.int = ...,
+        commit_index: _builtins.int = ...,
+        frames: _abc.Iterable[_builtins.bytes] | None = ...,
+        snapshot_index: _builtins.int = ...,
+        snapshot_bytes: _builtins.int = ...,
+        snapshot: _builtins.bytes = ...,
+        admitted: _builtins.bool = ...,
+        admitted_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "admitted_index", b"admitted_index", "commit_index", b"commit_index", "first_index", b"first_index", "frames", b"frames", "nonce", b"nonce", "snapshot", b"snapshot", "snapshot_bytes", b"snapshot_bytes", "snapshot_index", b"snapshot_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyReply: _TypeAlias = CopyReply  # noqa: Y015
 
 @_typing.final
 class NodeStatus(_message.Message):

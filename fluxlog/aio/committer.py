@@ -1,0 +1,98 @@
+"""Commits the offsets of what has been handled, in the background and when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from fluxlog.aio.connection import Connection
+from fluxlog.aio.feed import Track
+from fluxlog.errors import FluxlogError, from_error_message
+from fluxlog.v1 import groups_pb2
+
+_ITEMS_MAX = 10_000
+
+
+class Committer:
+    """Commits for one group.
+
+    Args:
+        identity: member id and epoch; None: there is no membership at the moment, nothing can be committed.
+        tracks: that may be committed.
+        handled: below which offset everything of a track has been handled.
+        interval: seconds between two commits in the background.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        group: str,
+        *,
+        identity: Callable[[], tuple[bytes, int] | None],
+        tracks: Callable[[], Iterable[Track]],
+        handled: Callable[[Track], int],
+        interval: float,
+    ) -> None:
+        self._connection, self._group, self._interval = connection, group, interval
+        self._identity, self._tracks, self._handled = identity, tracks, handled
+        self._active = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+
+    def note_activity(self) -> None:
+        """Something was handed out: sooner or later there will be something to commit."""
+        self._active.set()
+
+    async def run(self) -> None:
+        """Commit in the background while there is something to commit. Failures are tried again."""
+        while True:
+            await self._active.wait()
+            self._active.clear()
+            await asyncio.sleep(self._interval)
+            try:
+                await self.commit(self._tracks())
+            except FluxlogError:
+                self._active.set()
+            if any(track.committed != self._handled(track) or track.rewind for track in self._tracks()):
+                self._active.set()
+
+    async def commit(
+        self, tracks: Iterable[Track], *, offset_of: Callable[[Track], int] | None = None, patience: float = 0.0
+    ) -> None:
+        """Commit now.
+
+        Args:
+            offset_of: what to commit; else what has been handled.
+            patience: seconds in which it is tried again while there is no coordinator.
+
+        Raises:
+            FluxlogError: FENCED_MEMBER: a partition is not this member's any more; or there is no coordinator.
+        """
+        async with self._one_at_a_time:
+            offset_of = offset_of or self._handled
+            due = [(track, offset_of(track)) for track in tracks]
+            due = [(track, offset) for track, offset in due if track.rewind or offset != track.committed]
+            failure: FluxlogError | None = None
+            for first in range(0, len(due), _ITEMS_MAX):
+                failure = await self._commit(due[first : first + _ITEMS_MAX], patience) or failure
+            if failure is not None:
+                raise failure
+
+    async def _commit(self, due: list[tuple[Track, int]], patience: float) -> FluxlogError | None:
+        identity = self._identity()
+        if identity is None:
+            return FluxlogError("NOT_A_MEMBER", f"not a member of group {self._group} at the moment", retriable=True)
+        member_id, member_epoch = identity
+        request = groups_pb2.CommitOffsetsRequest(group=self._group, member_id=member_id, member_epoch=member_epoch)
+        for track, offset in due:
+            request.offsets.add(
+                topic=track.where.topic, topic_id=track.topic_id, partition=track.where.partition, offset=offset,
+                rewind=track.rewind,
+            )  # fmt: skip
+        answer = await self._connection.call(lambda node: node.groups.CommitOffsets, request, patience=patience)
+        failure: FluxlogError | None = None
+        for (track, offset), result in zip(due, answer.results, strict=True):
+            if result.WhichOneof("result") == "error":
+                failure = from_error_message(result.error)
+                continue
+            track.committed, track.rewind = offset, False
+        return failure

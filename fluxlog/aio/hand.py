@@ -1,0 +1,126 @@
+"""The batch that an iteration has in hand: what of it was handed out, and what of that has been handled.
+
+A record counts as handled when the next one is asked for; nothing else does it, no timer above all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fluxlog.aio.consumed import ConsumedBatch, ConsumedRecord
+from fluxlog.aio.feed import Buffered, Feed, Track
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """A batch in hand."""
+
+    track: Track
+    buffered: Buffered
+    batch: ConsumedBatch
+    version: int
+    rest: Iterator[ConsumedRecord]
+    """Not handed out yet."""
+    current: ConsumedRecord | None = None
+    """Handed out last; not handled until the next one is asked for."""
+    whole: bool = False
+    """It was handed out as a batch."""
+    exhausted: bool = False
+    discarded: bool = False
+    """Sought or lost: that the handler returns means nothing any more."""
+
+    @property
+    def stale(self) -> bool:
+        """It was sought, paused or taken away: the rest is not to be handed out."""
+        return self.track.version != self.version
+
+    @property
+    def handled_on_return(self) -> int | None:
+        """Everything below it is handled when the handler returns; None: nothing was handed out."""
+        if self.whole:
+            return self.batch.next_offset
+        return None if self.current is None else self.current.offset + 1
+
+
+class Hand:
+    """Holds one batch at a time."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self.chunk: Chunk | None = None
+        self._returned = asyncio.Event()
+        self._returned.set()
+
+    def take(self, track: Track, buffered: Buffered) -> Chunk:
+        """Take a batch into the hand.
+
+        Raises:
+            UndecodableBatchError: it is corrupt.
+        """
+        batch = ConsumedBatch(track.where, buffered.batch, track.position, track.end)
+        self.chunk = chunk = Chunk(track, buffered, batch, track.version, batch.records())
+        self._returned.clear()
+        return chunk
+
+    def come_back(self) -> Chunk | None:
+        """The next record or batch is asked for: what was handed out is handled. Returns the batch in hand if something
+        of it is left to be handed out."""
+        chunk = self.chunk
+        if chunk is None:
+            return None
+        self._settle(chunk)
+        if not chunk.stale and not chunk.exhausted:
+            return chunk
+        self.chunk = None
+        if not chunk.stale:
+            track = chunk.track
+            track.position = track.handled = max(track.position, chunk.batch.next_offset)
+            self._feed.finish(track, chunk.buffered)
+        self._returned.set()
+        return None
+
+    def let_go(self) -> None:
+        """Nobody iterates any more; whether the last record was handled is not known, so it was not."""
+        self._returned.set()
+
+    def discard(self, track: Track) -> None:
+        """What is in hand of a track counts no more."""
+        if self.chunk is not None and self.chunk.track is track:
+            self.chunk.discarded = True
+
+    def position(self, track: Track) -> int:
+        """Offset of the next record to come."""
+        chunk = self.chunk
+        if chunk is not None and chunk.track is track and not chunk.stale:
+            return chunk.handled_on_return or track.position
+        return track.position
+
+    def handled(self, track: Track) -> int:
+        """Everything below it has been handled."""
+        chunk = self.chunk
+        if chunk is not None and chunk.track is track and chunk.current is not None and not chunk.discarded:
+            return max(track.handled, chunk.current.offset)
+        return track.handled
+
+    async def wait_returned(self, track: Track, seconds: float) -> bool:
+        """Wait until the handler has returned from what is in hand of a track; False: not in time."""
+        if self.chunk is None or self.chunk.track is not track or self.chunk.handled_on_return is None:
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._returned.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _settle(self, chunk: Chunk) -> None:
+        offset = chunk.handled_on_return
+        if offset is None or chunk.discarded:
+            return
+        track = chunk.track
+        if chunk.stale:
+            track.handled = max(track.handled, offset)
+        else:
+            track.position = track.handled = offset
