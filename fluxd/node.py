@@ -34,6 +34,7 @@ from fluxd.broker.offsets import ListingOffsets
 from fluxd.broker.partitions import Partitions
 from fluxd.broker.produce import Producing
 from fluxd.broker.routes import Routes
+from fluxd.broker.thin_consuming import ThinConsuming
 from fluxd.broker.waiting import WaitingRoom
 from fluxd.config import Settings
 from fluxd.core import limits
@@ -52,6 +53,7 @@ from fluxd.raft.library import LibraryError, check_library
 from fluxd.raft.spec import GroupSpec
 from fluxd.rpc.admin import WRITES, AdminServicer
 from fluxd.rpc.admin_node import NodeControl
+from fluxd.rpc.consume import ConsumerService
 from fluxd.rpc.groups import GroupsBroker, GroupsService
 from fluxd.rpc.handling import Context, typed_service
 from fluxd.rpc.log import Broker, LogService
@@ -158,6 +160,7 @@ class Node:
                 PeerService(self._reception, self._neighbours).handlers(),
                 LogService(self._the_broker, self._is_forwarded).handlers(),
                 GroupsService(self._me.node_id, self._the_groups, self._forwarded_by).handlers(),
+                ConsumerService(self._me.node_id, lambda: self._the_groups().consuming).handlers(),
                 typed_service(admin_pb2.DESCRIPTOR.services_by_name["Admin"], [admin, control], writes=WRITES),
             ],
         )
@@ -275,10 +278,10 @@ class Node:
             self._reactor, self._view, self._host.groups, routes, self._administration, currency
         )
         describing = Describing(self._reactor, self._me.node_id, self._broker.offsets, self._broker.fetching)
-        self._groups = GroupsBroker(
-            GroupRequests(coordinators, routes, self._forwarder, describing),
-            Membership(coordinators, self._forwarder, routes),
-        )
+        requests = GroupRequests(coordinators, routes, self._forwarder, describing)
+        membership = Membership(coordinators, self._forwarder, routes)
+        consuming = ThinConsuming(self._reactor, membership, requests, self._broker.fetching, self._broker.offsets)
+        self._groups = GroupsBroker(requests, membership, consuming)
         return coordinators
 
     @staticmethod

@@ -61,12 +61,13 @@ class Membership:
     def __init__(self, coordinators: Coordinators, streams: Streams, leaders: Leaders) -> None:
         self._coordinators, self._streams, self._leaders = coordinators, streams, leaders
         self._passed_on: dict[asyncio.Event, tuple[Route, NodeId]] = {}
-        self._stopping = False
+        self.stopping = False
+        """This node stops: who has been refused should go to another one."""
         leaders.watch_leaders(self._leader_changed)
 
     def stop(self) -> None:
         """End the streams that are passed on: this node stops. The others end with their coordinator."""
-        self._stopping = True
+        self.stopping = True
         for moved in self._passed_on:
             moved.set()
 
@@ -82,6 +83,8 @@ class Membership:
             FluxError: the stream ends with it; see groups.proto.
         """
         command = _checked(join, client)
+        if self.stopping:
+            raise self._why_ended(join.group)
         await self._coordinators.ensure_topic()
         deadline = asyncio.get_running_loop().time() + COORDINATOR_WAIT
         while True:
@@ -181,7 +184,7 @@ class Membership:
             await asyncio.gather(ended, *([following] if following else []), return_exceptions=True)
 
     def _why_ended(self, group: str) -> FluxError:
-        if self._stopping:
+        if self.stopping:
             return FluxError(Reason.STOPPING, "this node is shutting down: join again through another one")
         return FluxError(Reason.NOT_LEADER, f"the coordinator of group {group} has moved")
 

@@ -134,7 +134,10 @@ GROUP_COMMANDS_QUEUED_MAX: Final = 4_096
 """Commands of one partition of __consumer_offsets that wait for the append before."""
 GROUPS_READ_BYTES: Final = 64 * KIB
 """Of the groups' log applied in one step of the loop."""
-MEMBER_MESSAGE_BYTES_MAX: Final = 1 * MIB
+THIN_CREDITS_DEFAULT: Final = 500
+THIN_CREDITS_MAX: Final = 10_000
+"""Records of a thin consumer that are not acknowledged."""
+THIN_REBALANCE_TIMEOUT_MS: Final = 10_000
 
 assert PRODUCER_IN_FLIGHT_MAX <= PRODUCER_WINDOW_BATCHES, "a retry within the window must be recognised"
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_TARGET

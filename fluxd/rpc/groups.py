@@ -9,6 +9,7 @@ import grpc
 
 from fluxd.broker.group_membership import CLIENT_KEY, MemberClient, Membership
 from fluxd.broker.group_requests import GroupRequests
+from fluxd.broker.thin_consuming import ThinConsuming
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
 from fluxd.rpc.handling import Context, bidi_stream, parse, typed_unaries
@@ -27,6 +28,7 @@ class GroupsBroker:
 
     requests: GroupRequests
     membership: Membership
+    consuming: ThinConsuming
 
 
 class GroupsService:
@@ -61,7 +63,7 @@ class GroupsService:
     def _client(self, context: Context) -> MemberClient:
         node = self._forwarded_by(context)
         if node is None:
-            return MemberClient(_host(context.peer()), self._node_id, forwarded=False)
+            return MemberClient(client_host(context), self._node_id, forwarded=False)
         told = dict(context.invocation_metadata() or ()).get(CLIENT_KEY, "")
         return MemberClient(str(told)[:_HOST_CHARS_MAX], node, forwarded=True)
 
@@ -110,7 +112,8 @@ async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[groups_pb2.Me
         yield parse(groups_pb2.MemberMessage, request)
 
 
-def _host(peer: str) -> str:
-    """gRPC's "ipv4:127.0.0.1:5000" without the family."""
+def client_host(context: Context) -> str:
+    """Where a call comes from: gRPC's "ipv4:127.0.0.1:5000" without the family."""
+    peer = context.peer()
     family, _, address = peer.partition(":")
     return (address if family in ("ipv4", "ipv6") else peer)[:_HOST_CHARS_MAX]

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fluxd.peer.channels import PEER_MESSAGE_BYTES_MAX
 
-SERVICES = ("fluxlog.v1.Log", "fluxlog.v1.Admin", "fluxlog.v1.Groups", "fluxlog.v1.Peer")
+SERVICES = ("fluxlog.v1.Log", "fluxlog.v1.Admin", "fluxlog.v1.Groups", "fluxlog.v1.Consumer", "fluxlog.v1.Peer")
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     # A port that is taken is an error, not a second listener that gets half of the connections.
