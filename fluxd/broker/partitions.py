@@ -121,6 +121,8 @@ class Partitions:
         for group_id in [group_id for group_id in self._host.groups if group_id.topic_id == topic_id]:
             self._host.close(group_id)
             names.add(group_id.directory_name)
+        # What is being opened at this moment is removed once it is open: not from under whoever reads it.
+        names -= {group_id.directory_name for group_id in self._in_progress if group_id.topic_id == topic_id}
         for name in sorted(names):
             self._blocking("partition_removed", name, partial(self._remove, name))
 

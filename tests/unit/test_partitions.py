@@ -28,6 +28,8 @@ class FakeHost:
         self.groups = groups
         self._reactor = reactor
         self.specs: dict[GroupId, GroupSpec] = {}
+        self.reads: list[Callable[[], None]] = []
+        """What opening does beside: it takes time."""
         self._disk = disk
 
     def open_soon(self, spec: GroupSpec, done: Callable[[OpenReplica], None]) -> None:
@@ -37,10 +39,11 @@ class FakeHost:
 
         def opened(error: BaseException | None) -> None:
             assert error is None
+            assert self._disk.exists(f"{PARTITIONS}/{spec.group_id.directory_name}"), "removed while it was opened"
             group = self.groups[spec.group_id] = FakeGroup(spec.group_id, spec.voters)
             done(group)
 
-        self._reactor.run_blocking([make], opened)
+        self._reactor.run_blocking([make, *self.reads], opened)
 
     def close(self, group_id: GroupId) -> None:
         del self.groups[group_id]
@@ -72,10 +75,13 @@ class Scene:
         assert result.reason is None, result
 
     def apply(self, *deleted: bytes) -> None:
+        self.begin(*deleted)
+        self.cluster.clock.advance(1.0)
+
+    def begin(self, *deleted: bytes) -> None:
         change = Change(self.image, self.metadata.image, frozenset(deleted))
         self.image = self.cluster.view.image = self.metadata.image
         self.partitions.apply(change)
-        self.cluster.clock.advance(1.0)
 
     def names(self, where: str = PARTITIONS) -> set[str]:
         return set(self.disk.list(where)) - {"lost+found"}
@@ -104,6 +110,22 @@ def test_a_replica_bound_to_another_directory_is_opened_too() -> None:
     scene.change(scene.metadata.commands.register_node(Node(NodeId(1), directory(1), "host1:7000")))
     scene.apply()
     assert scene.host.specs[GroupId(topic_id, 0)].bound_directory == directory(9)
+
+
+def test_what_is_deleted_while_it_is_being_opened_is_removed_afterwards() -> None:
+    """At a start, a topic's creation and its deletion may be read one right after the other, and its files are there
+    from before: they are not taken away from under the replica that is being opened on them.
+    """
+    topic_id = Scene().metadata.create("orders", partition(1, 2, 3))
+    scene = Scene(GroupId(topic_id, 0))
+    scene.host.reads = [lambda: None] * 3
+    assert scene.metadata.create("orders", partition(1, 2, 3)) == topic_id
+    scene.begin()
+    scene.change(scene.metadata.commands.delete_topic(topic_id))
+    scene.apply(topic_id)
+    assert not scene.host.groups
+    assert not scene.names()
+    assert scene.partitions.settled
 
 
 def test_thousands_are_opened_and_the_metadata_group_is_left_alone() -> None:
