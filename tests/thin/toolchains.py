@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "thin"
+PROTOS = [f"fluxlog/v1/{name}.proto" for name in ("record", "errors", "log", "consume")]
 _BUILD_SECONDS = 600
+_PROTOC = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}"]
+_GO_TOOLS = (
+    "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12",
+    "google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2",
+)
 
 
 class MissingToolchain(Exception):
@@ -23,8 +30,15 @@ def _need(*tools: str) -> None:
         raise MissingToolchain(f"not on this machine: {', '.join(missing)}")
 
 
-def _run(directory: Path, command: Sequence[str]) -> None:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
+def _copy(language: str, directory: Path) -> None:
+    shutil.copytree(EXAMPLES / language, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+
+
+def _run(directory: Path, command: Sequence[str], **environment: str) -> None:
+    done = subprocess.run(
+        command, cwd=directory, env=os.environ | environment, capture_output=True, text=True, timeout=_BUILD_SECONDS,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
@@ -32,6 +46,29 @@ def _python(directory: Path) -> list[str]:
     return [sys.executable, str(EXAMPLES / "python" / "thin.py")]
 
 
+def _go(directory: Path) -> list[str]:
+    _need("go")
+    _copy("go", directory)
+    tools = directory / "bin"
+    for tool in _GO_TOOLS:
+        _run(directory, ["go", "install", tool], GOBIN=str(tools))
+    package = [f"{option}_opt=M{proto}=thin/fluxlogv1" for option in ("--go", "--go-grpc") for proto in PROTOS]
+    plugins = [f"--plugin=protoc-gen-{name}={tools}/protoc-gen-{name}" for name in ("go", "go-grpc")]
+    outputs = ["--go_out=.", "--go_opt=module=thin", "--go-grpc_out=.", "--go-grpc_opt=module=thin"]
+    _run(directory, [*_PROTOC, *plugins, *outputs, *package, *PROTOS])
+    _run(directory, ["go", "build", "-o", "thin", "."])
+    return [str(directory / "thin")]
+
+
+def _node(directory: Path) -> list[str]:
+    _need("node", "npm")
+    _copy("node", directory)
+    _run(directory, ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"])
+    return ["env", f"FLUXLOG_PROTO={ROOT / 'proto'}", "node", str(directory / "thin.js")]
+
+
 BUILDERS: Mapping[str, Callable[[Path], list[str]]] = {
+    "go": _go,
+    "node": _node,
     "python": _python,
 }
