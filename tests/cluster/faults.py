@@ -58,7 +58,7 @@ class Faults:
             (4, self._stop), (1, self._rolling_restart), (3, self._pause), (5, self._cut_pair), (5, self._isolate),
             (4, self._isolate_leader), (3, self._cut_majority), (8, self._heal_network), (5, self._reset_some),
             (4, self._change_weather), (3, self._slow_disk), (2, self._hang_disk), (2, self._jump_clock),
-            (3, self._crash_client), (1, self._wipe), (2, self._transfer),
+            (3, self._crash_client), (4 if self._wipes else 0, self._wipe), (2, self._transfer),
         ]  # fmt: skip
         fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
         self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")

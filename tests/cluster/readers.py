@@ -95,7 +95,7 @@ class Follower(Reader):
                     invoked = self.now
             except aio.AioRpcError as error:
                 failure = failure_of(error)
-                self._judge("Follow", failure)
+                self.judge("Follow", failure)
                 if not failure.traits.retriable:
                     self.scene.on_defect(f"{self.name}: {failure.reason}: {failure}")
 

@@ -151,12 +151,13 @@ class Client:
             )
         except aio.AioRpcError as error:
             failure = failure_of(error)
-            self._judge(name, failure)
+            self.judge(name, failure)
             return failure
         self.scene.counts[f"ok_{name}"] += 1
         return answer
 
-    def _judge(self, method: str, failure: FluxError) -> None:
+    def judge(self, method: str, failure: FluxError) -> None:
+        """What a node may never say."""
         self.scene.counts[f"answer_{failure.reason.name.lower()}"] += 1
         if failure.reason in (Reason.INTERNAL, Reason.UNAUTHENTICATED, Reason.DUPLICATE_FORGOTTEN):
             self.scene.on_defect(f"{self.name}: {method}: {failure.reason.name}: {failure.message}")

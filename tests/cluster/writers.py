@@ -9,6 +9,7 @@ from fluxlog.batch import crc32c_of, encode_batch
 from fluxlog.checker import Outcome as Recorded
 from fluxlog.v1 import log_pb2, record_pb2
 from tests.cluster.scene import LOG, OUTCOMES, TOPIC, Client, Scene
+from tests.cluster.streams import Stream
 
 PRODUCE = LOG + "Produce"
 _TIMEOUT = 4.0
@@ -95,7 +96,7 @@ class Lane:
         self._writer.spawn(self._attempt(batch))
 
     async def _attempt(self, batch: _Batch) -> None:
-        address = self._target or self._writer.any_address()
+        address, known_before = self._target or self._writer.any_address(), self._acknowledged
         answer = await self._writer.produce(address, batch.request)
         if batch not in self.outstanding:
             return
@@ -108,7 +109,7 @@ class Lane:
             return
         self._target = answer.metadata.get("leader_address", "") if self._writer.goes_to_leaders else ""
         batch.unclear |= answer.traits.outcome is not Outcome.REJECTED
-        forgotten = answer.reason is Reason.UNKNOWN_PRODUCER and self._acknowledged
+        forgotten = answer.reason is Reason.UNKNOWN_PRODUCER and known_before
         known = (Reason.UNKNOWN_PRODUCER, Reason.OUT_OF_ORDER_SEQUENCE)
         if forgotten or not (answer.traits.retriable or answer.reason in known):
             self._writer.scene.on_defect(f"{self._writer.name}: {answer.reason.name}: {answer.message}")
@@ -135,9 +136,20 @@ class IdempotentWriter(Writer):
     def __init__(self, name: str, scene: Scene) -> None:
         super().__init__(name, scene)
         self.goes_to_leaders = self.rng.random() < 0.5
+        self._uses_streams = self.rng.random() < 0.5
+        self._streams: dict[str, Stream] = {}
+
+    async def produce(self, address: str, request: log_pb2.ProduceRequest) -> log_pb2.ProduceResponse | FluxError:
+        """One attempt, alone or on a stream."""
+        if not self._uses_streams:
+            return await super().produce(address, request)
+        if address not in self._streams:
+            self._streams[address] = Stream(self, address)
+        return await self._streams[address].produce(request, _TIMEOUT)
 
     async def live(self) -> None:
         """Batches to all partitions."""
+        self._streams = {}
         lanes: dict[int, Lane] = {}
         while self.scene.writing:
             partition = self.some_partition()

@@ -43,7 +43,7 @@ class FakeHost:
             group = self.groups[spec.group_id] = FakeGroup(spec.group_id, spec.voters)
             done(group)
 
-        self._reactor.run_blocking([make, *self.reads], opened)
+        self._reactor.run_blocking([*self.reads, make], opened)
 
     def close(self, group_id: GroupId) -> None:
         del self.groups[group_id]
@@ -118,7 +118,9 @@ def test_what_is_deleted_while_it_is_being_opened_is_removed_afterwards() -> Non
     """
     topic_id = Scene().metadata.create("orders", partition(1, 2, 3))
     scene = Scene(GroupId(topic_id, 0))
-    scene.host.reads = [lambda: None] * 3
+    file = f"{PARTITIONS}/{GroupId(topic_id, 0).directory_name}/segment"
+    scene.disk.set_bytes(file, b"records")
+    scene.host.reads = [lambda: scene.disk.open(file).close()] * 10
     assert scene.metadata.create("orders", partition(1, 2, 3)) == topic_id
     scene.begin()
     scene.change(scene.metadata.commands.delete_topic(topic_id))
