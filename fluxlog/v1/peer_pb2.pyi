@@ -500,6 +500,7 @@ class CopyRequest(_message.Message):
     SNAPSHOT_INDEX_FIELD_NUMBER: _builtins.int
     SNAPSHOT_POSITION_FIELD_NUMBER: _builtins.int
     ADMIT_FIELD_NUMBER: _builtins.int
+    LEADER_TERM_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """Random, of this request."""
     next_index: _builtins.int
@@ -509,6 +510,8 @@ class CopyRequest(_message.Message):
     snapshot_position: _builtins.int
     admit: _builtins.bool
     """All that the leader was known to have committed is there: may I take part?"""
+    leader_term: _builtins.int
+    """The term in which the callee was heard as the leader."""
     def __init__(
         self,
         *,
@@ -517,10 +520,11 @@ class CopyRequest(_message.Message):
         snapshot_index: _builtins.int = ...,
         snapshot_position: _builtins.int = ...,
         admit: _builtins.bool = ...,
+        leader_term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "leader_term", b"leader_term", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,232 @@
+"""The library for scripts without asyncio: the same producer and consumer, on an event loop in a background thread.
+
+    with Producer("127.0.0.1:9101") as producer:
+        producer.send("orders", b"value", key=b"key")
+
+There is one such thread, however many objects are open. Every call waits for its result; for throughput use
+`send_many`, or asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from fluxlog import admin as _admin
+from fluxlog.addresses import parse_bootstrap
+from fluxlog.aio import consumer as _consumer
+from fluxlog.aio import producer as _producer
+from fluxlog.aio.bulk import BulkResult
+from fluxlog.aio.consumed import ConsumedBatch, ConsumedRecord, TopicPartition
+from fluxlog.aio.lanes import Delivered
+from fluxlog.batch import Headers
+from fluxlog.client import Client
+
+__all__ = ["Admin", "Consumer", "Producer"]
+
+T = TypeVar("T")
+
+
+class _Background:
+    """A thread with an event loop, for as long as somebody uses it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def enter(self) -> None:
+        """One user more."""
+        with self._lock:
+            self._users += 1
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name="fluxlog", daemon=True)
+                self._thread.start()
+
+    def leave(self) -> None:
+        """One less; the last one ends the thread."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._loop is None or self._thread is None:
+                return
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop = self._thread = None
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it there and wait; an interrupt (Ctrl-C) cancels it."""
+        assert self._loop is not None
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+
+_background = _Background()
+
+
+class Producer:
+    """Writes records to topics; arguments as of fluxlog.Producer. Thread-safe."""
+
+    def __init__(self, cluster: str | Sequence[str], **options: Any) -> None:
+        self._make: Callable[[], _producer.Producer] = lambda: _producer.Producer(cluster, **options)
+        self._producer: _producer.Producer | None = None
+
+    def __enter__(self) -> Self:
+        _background.enter()
+        try:
+            self._producer = _background.call(self._open())
+        except BaseException:
+            _background.leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            flush = kind is None or issubclass(kind, Exception)
+            _background.call(self._inner.close(flush=flush))
+        finally:
+            _background.leave()
+
+    async def _open(self) -> _producer.Producer:
+        producer = self._make()
+        producer.open()
+        return producer
+
+    @property
+    def _inner(self) -> _producer.Producer:
+        assert self._producer is not None, "use it in a with statement"
+        return self._producer
+
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        expected_offset: int | None = None,
+    ) -> Delivered:
+        """Write one record and wait for its acknowledgement; see fluxlog.Producer.send."""
+        return _background.call(
+            self._inner.send(
+                topic, value, key=key, partition=partition, headers=headers, timestamp_ms=timestamp_ms,
+                expected_offset=expected_offset,
+            )
+        )  # fmt: skip
+
+    def send_many(
+        self,
+        topic: str,
+        values: Iterable[bytes | None],
+        *,
+        keys: Iterable[bytes | None] | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> BulkResult:
+        """Write many records and wait for all; see fluxlog.Producer.send_many. Iterables are read in the background
+        thread."""
+        return _background.call(
+            self._inner.send_many(topic, values, keys=keys, partition=partition, timestamp_ms=timestamp_ms)
+        )
+
+
+class Consumer:
+    """Reads records of topics; arguments as of fluxlog.Consumer. A whole batch is fetched at a time, so with a group
+    that is what is handled, and committed, at once. One thread at a time may iterate."""
+
+    def __init__(self, cluster: str | Sequence[str], topics: str | Sequence[str], **options: Any) -> None:
+        self._make: Callable[[], _consumer.Consumer] = lambda: _consumer.Consumer(cluster, topics, **options)
+        self._consumer: _consumer.Consumer | None = None
+        self._iterating: AsyncIterator[ConsumedBatch] | None = None
+
+    def __enter__(self) -> Self:
+        _background.enter()
+        try:
+            self._consumer = _background.call(self._open())
+        except BaseException:
+            _background.leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            _background.call(self._inner.close())
+        finally:
+            _background.leave()
+
+    async def _open(self) -> _consumer.Consumer:
+        return await self._make().__aenter__()
+
+    @property
+    def _inner(self) -> _consumer.Consumer:
+        assert self._consumer is not None, "use it in a with statement"
+        return self._consumer
+
+    def __iter__(self) -> Iterator[ConsumedRecord]:
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> Iterator[ConsumedBatch]:
+        """Whole batches."""
+        self._iterating = iterating = aiter(self._inner.batches())
+
+        async def following() -> ConsumedBatch | None:
+            return await anext(iterating, None)
+
+        while (batch := _background.call(following())) is not None:
+            yield batch
+
+    def commit(self) -> None:
+        """Commit everything that was handed out; see fluxlog.Consumer.commit."""
+        _background.call(self._inner.commit())
+
+    def assignment(self) -> list[TopicPartition]:
+        """The partitions that are read."""
+        return _background.call(self._ask(lambda: self._inner.assignment()))
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Go on at an offset, after the batch in hand."""
+        _background.call(self._ask(lambda: self._inner.seek(topic, partition, offset)))
+
+    @staticmethod
+    async def _ask(question: Callable[[], T]) -> T:
+        return question()
+
+
+class Admin(_admin.Admin):
+    """Topics, nodes and the cluster; see fluxlog.admin.Admin. Needs no thread."""
+
+    def __init__(self, cluster: str | Sequence[str]) -> None:
+        self._own_client = Client(parse_bootstrap(cluster) if isinstance(cluster, str) else list(cluster))
+        super().__init__(self._own_client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._own_client.close()
