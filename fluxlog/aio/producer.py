@@ -129,6 +129,11 @@ class Producer:
                 await self._connection.close()
 
     @property
+    def buffer_bytes(self) -> int:
+        """How many may be buffered."""
+        return self._room.limit
+
+    @property
     def buffered_bytes(self) -> int:
         """Of records without an outcome."""
         return self._room.used
@@ -246,9 +251,14 @@ class Producer:
                 if last is not None:
                     await last.finished()
 
-    async def ready(self) -> None:
-        """Wait until there is room for more records."""
-        await self._room.take(0)
+    async def ready(self, size: int = 1) -> None:
+        """Wait until there is room for more records.
+
+        Args:
+            size: bytes; of each record its own and RECORD_OVERHEAD.
+        """
+        await self._room.take(size)
+        self._room.give(size)
 
     async def prepare(self, topic: str) -> int:
         """Learn about a topic, so that `send_nowait` can be used; returns its number of partitions.
