@@ -67,8 +67,33 @@ def _node(directory: Path) -> list[str]:
     return ["env", f"FLUXLOG_PROTO={ROOT / 'proto'}", "node", str(directory / "thin.js")]
 
 
+def _java(directory: Path) -> list[str]:
+    _need("java", "javac", "mvn")
+    _copy("java", directory)
+    goals = ["package", "dependency:copy-dependencies", f"-Dfluxlog.proto={ROOT / 'proto'}"]
+    _run(directory, ["mvn", "--batch-mode", "--quiet", *goals])
+    return ["java", "-cp", f"{directory}/target/classes:{directory}/target/dependency/*", "Thin"]
+
+
+def _rust(directory: Path) -> list[str]:
+    _need("cargo")
+    _copy("rust", directory)
+    protoc = directory / "protoc"
+    protoc.write_text(f'#!/bin/sh\nexec {sys.executable} -m grpc_tools.protoc "$@"\n')
+    protoc.chmod(0o755)
+    # Dependencies are compiled once for all test runs of this checkout.
+    target = ROOT / ".rust-target"
+    _run(
+        directory, ["cargo", "build", "--quiet"],
+        PROTOC=str(protoc), FLUXLOG_PROTO=str(ROOT / "proto"), CARGO_TARGET_DIR=str(target),
+    )  # fmt: skip
+    return [str(target / "debug" / "thin")]
+
+
 BUILDERS: Mapping[str, Callable[[Path], list[str]]] = {
     "go": _go,
+    "java": _java,
     "node": _node,
     "python": _python,
+    "rust": _rust,
 }
