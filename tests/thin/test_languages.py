@@ -70,7 +70,9 @@ def test_a_program_produces_and_consumes(language: str, cluster: Cluster, comman
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_programs_are_short(language: str) -> None:
     """Each under 100 lines."""
-    (source,) = [path for path in (EXAMPLES / language).rglob("*") if path.is_file() and path.stem.lower() in ("thin", "main")]
+    (source,) = [
+        path for path in (EXAMPLES / language).rglob("*") if path.is_file() and path.stem.lower() in ("thin", "main")
+    ]
     assert len(source.read_text().splitlines()) < 100
 
 
