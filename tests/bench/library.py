@@ -2,7 +2,7 @@
 
     python -m tests.bench.library [--quick] [--seconds 5] [--rounds 3] [--records 100,1000] [--tasks 4000] [--json FILE]
 
-One client process, replication factor 3, one partition, acknowledged = fdatasync on a majority; records are random bytes.
+One client process, replication factor 3, one partition, acknowledged = fdatasync on a majority; random bytes.
 Figures are acknowledged (or consumed) records a second over the whole run, flush and opening included; shown is the run
 with the median, all stand in brackets. Others' share of the processors stands beside it: compare within a round.
 """
