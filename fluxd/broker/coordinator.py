@@ -12,18 +12,17 @@ has the last word (a member that came back meanwhile stays).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
 
+from fluxd.broker.coordinator_assigning import Assigning, Topics
 from fluxd.broker.coordinator_log import Applied, CoordinatorLog, OffsetsReplica
+from fluxd.broker.coordinator_revocations import Revocations
 from fluxd.broker.coordinator_session import Session
 from fluxd.core import limits
-from fluxd.core.assignor import assign
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.group_commands import GroupCommands
 from fluxd.core.groups import Group, GroupResult, Member, Ownership, partition_ids
-from fluxd.core.metadata import Topic
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import GroupId as PartitionId
 from fluxd.core.types import Term
@@ -37,13 +36,6 @@ _RETRY = 0.5
 """After a timer's proposal failed (no majority at the moment)."""
 
 MemberKey = tuple[str, bytes]
-
-
-class Topics(Protocol):
-    """What this node knows of topics: `ClusterView`."""
-
-    def topic(self, name: str) -> Topic | None: ...
-    def topic_by_id(self, topic_id: bytes) -> Topic | None: ...
 
 
 class Coordinator:
@@ -60,6 +52,7 @@ class Coordinator:
         self._wants_metadata = wants_metadata
         self.commands = GroupCommands(reactor.random, reactor.wall_ms)
         self.log = CoordinatorLog(reactor, replica, self._applied)
+        self.assigning = Assigning(reactor, self.log, self.commands, topics)
         self._term: Term | None = None
         """The term in which this coordinator serves, or is about to."""
         self._serving = False
@@ -68,12 +61,9 @@ class Coordinator:
         """Topics that are not there were deleted, rather than not heard of yet."""
         self._sessions: dict[MemberKey, Session] = {}
         self._lapses: dict[MemberKey, tuple[float, Timer]] = {}
-        self._due: dict[str, dict[PartitionId, float]] = {}
-        """When a partition that is revoked is taken, by group."""
-        self._due_timers: dict[str, Timer] = {}
+        self._revocations = Revocations(reactor, self._take_overdue)
         self._owned: dict[str, tuple[int, dict[bytes, dict[PartitionId, Ownership]]]] = {}
         """Per group: generation, and what each member owns in it."""
-        self._planning: set[str] = set()
         self._expiry: Timer | None = None
         replica.on_role.append(self._role_changed)
         self._role_changed()
@@ -152,13 +142,14 @@ class Coordinator:
         self._term, self._serving, self._metadata_known = None, False, False
         self._served.set()  # whoever waits looks again
         self._served = asyncio.Event()
-        timers = [timer for _, timer in self._lapses.values()] + list(self._due_timers.values())
-        for timer in timers if self._expiry is None else [*timers, self._expiry]:
-            timer.cancel()
-        self._expiry = None
-        for table in (self._lapses, self._due_timers, self._due, self._owned):
-            table.clear()
-        self._planning.clear()
+        for key in tuple(self._lapses):
+            self._cancel_lapse(key)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        self._revocations.end()
+        self.assigning.end()
+        self._owned.clear()
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             session.end(FluxError(Reason.NOT_LEADER, f"the coordinator of group {session.group} has moved"))
@@ -240,12 +231,7 @@ class Coordinator:
         if group is None or session.ended:
             return []
         owned = self._owned_by(group).get(session.member.member_id, {})
-        due, now = self._due.get(session.group, {}), self._reactor.now()
-
-        def revoke_ms(partition: PartitionId) -> int:
-            return max(0, round((due.get(partition, now) - now) * 1000))
-
-        return session.messages(group, owned, revoke_ms)
+        return session.messages(group, owned, partial(self._revocations.left_ms, session.group))
 
     def session(self, group: str, member_id: bytes) -> Session | None:
         """A member's stream, if it has one."""
@@ -299,11 +285,11 @@ class Coordinator:
         elif group.generation == generation:
             return  # offsets, or a member that came back
         self._check_members(name, group or Group(name))
-        self._watch_revocations(name, group or Group(name))
+        self._revocations.watch(group or Group(name), self._owned_by(group) if group is not None else {})
         for (of, _), session in self._sessions.items():
             if of == name:
                 session.wake()
-        self._plan(name)
+        self.assigning.plan(name)
 
     def _check_members(self, name: str, group: Group) -> None:
         """Streams of those who are members no more end."""
@@ -321,43 +307,15 @@ class Coordinator:
             self._owned[group.name] = (group.generation, owned)
         return owned
 
-    # ---- revocations
-
-    def _watch_revocations(self, name: str, group: Group) -> None:
-        before, now = self._due.pop(name, {}), self._reactor.now()
-        due = {}
-        for member_id, owned in self._owned_by(group).items() if group.members else ():
-            limit = now + group.members[member_id].rebalance_timeout_ms / 1000
-            for each, owner in owned.items():
-                if owner.revoking:
-                    due[each] = before.get(each, limit)
-        if due:
-            self._due[name] = due
-        self._arm_due(name)
-
-    def _arm_due(self, name: str) -> None:
-        timer = self._due_timers.pop(name, None)
-        if timer is not None:
-            timer.cancel()
-        due = self._due.get(name)
-        if due:
-            self._due_timers[name] = self._reactor.call_at(min(due.values()), partial(self._take_overdue, name))
-
-    def _take_overdue(self, name: str) -> None:
-        group, due, now = self.log.state.groups.get(name), self._due.get(name, {}), self._reactor.now()
-        overdue: dict[bytes, list[PartitionId]] = {}
-        for each, when in due.items():
-            if when <= now and group is not None and each in group.owners:
-                overdue.setdefault(group.owners[each].member_id, []).append(each)
-                due[each] = now + _RETRY  # should this not succeed
-        for member_id, partitions in overdue.items():
-            assert group is not None
+    def _take_overdue(self, name: str, member_id: bytes, partitions: Sequence[PartitionId]) -> None:
+        group = self.log.state.groups.get(name)
+        member = group.members.get(member_id) if group is not None else None
+        if member is not None:
             log.info("group_partitions_taken", group=name, member=member_id.hex(), partitions=len(partitions))
-            command = self.commands.free_partitions(name, group.members[member_id], partitions, taken=True)
+            command = self.commands.free_partitions(name, member, partitions, taken=True)
             self.log.propose(command, lambda answer: None)
-        self._arm_due(name)
 
-    # ---- assignments
+    # ---- topics
 
     def metadata_confirmed(self) -> None:
         """This node's metadata holds all that was committed when this coordinator began."""
@@ -371,8 +329,7 @@ class Coordinator:
             for each in table
         }
         self.forget_topics(topic_id for topic_id in known if self._topics.topic_by_id(topic_id) is None)
-        for name in self.log.state.groups:
-            self._plan(name)
+        self.assigning.begin()
 
     def forget_topics(self, topic_ids: Iterable[bytes]) -> None:
         """These were deleted."""
@@ -387,48 +344,7 @@ class Coordinator:
     def topics_changed(self) -> None:
         """Topics or partitions came or went."""
         for name in self.log.state.groups if self._serving else ():
-            self._plan(name)
-
-    def settled(self, group: Group) -> bool:
-        """Everybody has what is due, and nothing better is known."""
-        return group.stable and group.name not in self._planning and self._target(group) == group.target
-
-    def unknown_topics(self, group: Group) -> list[str]:
-        """Topics that members want and that are not there."""
-        wanted = {name for member in group.members.values() for name in member.topics}
-        return sorted(name for name in wanted if self._topics.topic(name) is None)
-
-    def _target(self, group: Group) -> dict[PartitionId, bytes]:
-        topics: dict[bytes, int] = {}
-        subscriptions: dict[bytes, list[bytes]] = {}
-        for member in group.members.values():
-            wanted = [topic for name in member.topics if (topic := self._topics.topic(name)) is not None]
-            subscriptions[member.member_id] = [topic.topic_id for topic in wanted]
-            topics.update((topic.topic_id, len(topic.partitions)) for topic in wanted)
-        current = {each: owner.member_id for each, owner in group.owners.items()} | dict(group.target)
-        return assign(subscriptions, topics, current)
-
-    def _plan(self, name: str) -> None:
-        """Work out who is to have what, and write it down if that is new."""
-        group = self.log.state.groups.get(name)
-        if group is None or not group.members or not self._metadata_known or name in self._planning:
-            return
-        target = self._target(group)
-        if target == group.target:
-            return
-        self._planning.add(name)
-        term = self._term
-
-        def done(answer: GroupResult | FluxError) -> None:
-            if self._term != term:
-                return
-            self._planning.discard(name)
-            if isinstance(answer, FluxError):
-                self._reactor.call_at(self._reactor.now() + _RETRY, partial(self._plan, name))
-            else:
-                self._plan(name)  # something may have changed in between
-
-        self.log.propose(self.commands.assign_partitions(group, target), done)
+            self.assigning.plan(name)
 
     # ---- expiry
 

@@ -129,7 +129,7 @@ class Describing:
 def _state(coordinator: Coordinator, group: Group) -> groups_pb2.GroupState.ValueType:
     if not group.members:
         return groups_pb2.GROUP_STATE_EMPTY
-    return groups_pb2.GROUP_STATE_STABLE if coordinator.settled(group) else groups_pb2.GROUP_STATE_REBALANCING
+    return groups_pb2.GROUP_STATE_STABLE if coordinator.assigning.settled(group) else groups_pb2.GROUP_STATE_REBALANCING
 
 
 def _member(coordinator: Coordinator, group: Group, member: Member) -> groups_pb2.MemberDescription:
@@ -160,7 +160,7 @@ def _why(coordinator: Coordinator, group: Group, members: Sequence[groups_pb2.Me
     if idle and group.stable:
         more = f"{len(group.members)} members, {len(group.owners)} partitions"
         said.append(f"idle: {', '.join(idle)} ({more})")
-    unknown = coordinator.unknown_topics(group)
+    unknown = coordinator.assigning.unknown_topics(group)
     if unknown:
         said.append(f"no such topic (yet): {', '.join(unknown)}")
     return "; ".join(said)
