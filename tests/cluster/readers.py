@@ -6,7 +6,7 @@ import asyncio
 
 from grpc import aio
 
-from fluxd.core.errors import FluxError
+from fluxd.core.errors import FluxError, Reason
 from fluxlog.v1 import log_pb2
 from tests.cluster.scene import LOG, TOPIC, Client, Scene, failure_of, runs_of
 
@@ -33,9 +33,25 @@ class Reader(Client):
         invoked = self.now
         data = await self.call_raw(address, LOG + "Fetch", request, 3.0)
         if isinstance(data, FluxError):
-            return data
+            return self.positions[partition] if self.skip_expired(partition, data, invoked) else data
         self.take(data, partition, invoked)
         return self.positions[partition]
+
+    def skip_expired(self, partition: int, failure: FluxError, invoked: float) -> bool:
+        """Retention was faster: go on at the log's start. False: that is not what the failure says."""
+        if failure.reason is not Reason.OFFSET_OUT_OF_RANGE:
+            return False
+        start, end = (int(failure.metadata[name]) for name in ("log_start_offset", "high_watermark"))
+        if start <= self.positions[partition]:
+            return False
+        self.scene.counts["expired"] += 1
+        self.scene.history.watermark(
+            f"start{self.scene.counts['expired']}", self.scene.name_of(partition), end, invoked, self.now,
+            log_start_offset=start,
+        )  # fmt: skip
+        self.positions[partition] = start
+        self.assign(len(self.positions))
+        return True
 
     def take(self, data: bytes, partition: int, invoked: float) -> None:
         """Enter what was read."""
@@ -87,8 +103,8 @@ class Follower(Reader):
     async def _follow(self, partition: int) -> None:
         request = log_pb2.FollowRequest(topic=TOPIC, partition=partition, offset=self.positions[partition])
         with self.stream(self.any_address(), LOG + "Follow", request) as call:
+            invoked = self.now
             try:
-                invoked = self.now
                 async for data in call:
                     self.take(data, partition, invoked)
                     self.scene.counts["followed"] += 1
@@ -96,7 +112,7 @@ class Follower(Reader):
             except aio.AioRpcError as error:
                 failure = failure_of(error)
                 self.judge("Follow", failure)
-                if not failure.traits.retriable:
+                if not failure.traits.retriable and not self.skip_expired(partition, failure, invoked):
                     self.scene.on_defect(f"{self.name}: {failure.reason}: {failure}")
 
 

@@ -46,6 +46,8 @@ class Scene:
     partitions: int = 0
     """Of TOPIC, as somebody was told."""
     replicas: int = 3
+    retention_bytes: int = 0
+    """Of each partition of TOPIC; 0: all is kept."""
     writing: bool = True
     reading: bool = True
     ends: dict[int, int] = field(default_factory=dict)

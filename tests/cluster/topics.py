@@ -164,6 +164,8 @@ class Founder(Client):
             name=TOPIC, partitions=partitions, replication_factor=self.scene.replicas, if_not_exists=True,
             configs={"segment.bytes": "65536"}, wait_ms=5_000,
         )  # fmt: skip
+        if self.scene.retention_bytes:
+            request.configs["retention.bytes"] = str(self.scene.retention_bytes)
         kind = admin_pb2.CreateTopicResponse
         while isinstance(await self.call(self.any_address(), ADMIN + "CreateTopic", request, kind, 15.0), FluxError):
             await self.rest(0.1, 0.2)

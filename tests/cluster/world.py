@@ -40,18 +40,22 @@ class Plan:
 
     nodes: int
     replicas: int
-    wipes: bool
+    wipes_max: int
+    """Disks that may be lost: never so many that a partition of TOPIC has no majority any more."""
     pace: float
+    retention_bytes: int
+    """0: all is kept."""
 
     @staticmethod
     def of(seed: int) -> Plan:
         """Mostly three nodes."""
         rng = random.Random(seed)
         nodes = rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5))
+        replicas = rng.choice((nodes, min(nodes, 3)))
+        wipes_max = (replicas - 1) // 2 if rng.random() < 0.25 else 0
         return Plan(
-            nodes=nodes, replicas=rng.choice((nodes, min(nodes, 3))), wipes=rng.random() < 0.25,
-            pace=rng.choice((0.5, 1.0, 2.5)),
-        )  # fmt: skip
+            nodes, replicas, wipes_max, pace=rng.choice((0.5, 1.0, 2.5)), retention_bytes=rng.choice((0, 0, 66_000))
+        )
 
 
 class World:
@@ -82,17 +86,17 @@ class World:
             NodeId(int(source.host.name[1:])), address, data
         )
         self.scene = Scene(self.simulator, self.wire, self.rng, seeds, self.counts, self.failures.append)
-        self.scene.replicas = self.plan.replicas
+        self.scene.replicas, self.scene.retention_bytes = self.plan.replicas, self.plan.retention_bytes
         self.topics = TopicMaker("topics", self.scene)
         self.clients: list[Client] = [
             IdempotentWriter("idem1", self.scene), IdempotentWriter("idem2", self.scene),
-            PlainWriter("plain", self.scene), ConditionalWriter("cond1", self.scene),
+            *(PlainWriter(f"plain{number}", self.scene) for number in range(3)), ConditionalWriter("cond1", self.scene),
             ConditionalWriter("cond2", self.scene), Follower("follow", self.scene), LatestReader("latest", self.scene),
             *(NodeReader(f"read{number}", self.scene, address) for number, address in seeds.items()),
             self.topics, Operator("operator", self.scene),
         ]  # fmt: skip
         self.faults = Faults(
-            self.nodes, self.clients, self.wire, self.watch, pace=self.plan.pace, wipes=self.plan.wipes,
+            self.nodes, self.clients, self.wire, self.watch, pace=self.plan.pace, wipes_max=self.plan.wipes_max,
             on_defect=self.failures.append,
         )  # fmt: skip
 
@@ -115,6 +119,7 @@ class World:
                     self._run()
                 finally:
                     self._take_down()
+                    gc.collect()  # what is left of dead processes logs while it goes
         finally:
             if collecting:
                 gc.enable()
@@ -228,11 +233,11 @@ class World:
         sides = [node.raft.groups.get(group_id) for node in self.nodes.values() if node.raft]  # type: ignore[call-overload]
         groups = [group for group in sides if isinstance(group, Group)]
         if not groups:
-            return self.plan.wipes  # the one replica was on a disk that is gone
+            return self.plan.wipes_max > 0  # the one replica was on a disk that is gone
         if any(group.role is Role.FAILED for group in groups):
             return False
         if 2 * len(groups) <= len(groups[0].voters):
-            return self.plan.wipes  # as many as were lost with their disks
+            return self.plan.wipes_max > 0  # as many as were lost with their disks
         ends = {(group.log.last_index, group.log.last_checksum, group.commit_index) for group in groups}
         return len(ends) == 1 and sum(group.role is Role.LEADER for group in groups) == 1
 

@@ -177,7 +177,7 @@ class PlainWriter(Writer):
                 request.batch.ParseFromString(encode_batch(values, timestamps_ms=0))
             row = self.begin(partition, names)
             self.finish(row, partition, await self.produce(self.any_address(), request))
-            await self.rest(0.05, 0.3)
+            await self.rest(0.02, 0.2)
 
 
 class ConditionalWriter(Writer):
