@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fluxctl import positions, template
+from fluxctl.consume_group import consume_as_member
 from fluxctl.exits import CommandError, ExitCode
 from fluxctl.interrupts import Interrupts
 from fluxctl.routes import route_of
@@ -38,6 +39,10 @@ def consume(
     record_format: Annotated[
         str, typer.Option("--format", "-f", help=f"Template, or `json`. {template.SYNTAX}.")
     ] = template.DEFAULT,
+    group: Annotated[
+        str,
+        typer.Option("--group", "-g", help="Be a member of this group: share the partitions, commit what is printed."),
+    ] = "",
     exit_at_end: Annotated[
         bool, typer.Option("--exit-at-end", "-e", help="Stop at what was the end when the command began.")
     ] = False,
@@ -47,7 +52,8 @@ def consume(
 ) -> None:
     """Print committed records, in order within a partition, and wait for more until Ctrl-C.
 
-    Goes on at another node when one fails; nothing is skipped or printed twice.
+    Goes on at another node when one fails; nothing is skipped or printed twice. With --group the partitions are shared
+    with the group's other members, and it begins where the group has committed (where it has not: at --offset).
 
     Examples: fluxctl consume orders --from-beginning --exit-at-end;
     fluxctl consume orders -O -10 -f '%p %o %k=%v\\n'; fluxctl consume orders -O @-5m
@@ -58,6 +64,11 @@ def consume(
         render = template.compile_template(record_format)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if group:
+        if partition or exit_at_end or skip_corrupt:
+            raise typer.BadParameter("--partition, --exit-at-end and --skip-corrupt do not go with --group")
+        consume_as_member(session, group, topic, start, render, max_messages)
+        return
     with session.client() as client:
         route = route_of(Admin(client), topic)
         unknown = set(partition or ()) - set(route.partitions)

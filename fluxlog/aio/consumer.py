@@ -92,7 +92,7 @@ class Consumer:
         self._metadata = Metadata(self._connection)
         self._feed = Feed(
             self._connection, self._metadata, buffer_bytes=buffer_bytes, max_bytes=fetch_bytes, reset=on_out_of_range,
-            emit=self._note_event,
+            from_start=lambda where: self._start_of(where) == "earliest", emit=self._note_event,
         )  # fmt: skip
         self._hand = Hand(self._feed)
         self._group: GroupSide | None = None
@@ -270,7 +270,7 @@ class Consumer:
     async def _find_starts(self, wheres: Iterable[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
         """Where each begins, and (with stop_at_end) where it ends."""
         wheres = list(wheres)
-        starts = [self._start_of(where) for where in wheres]
+        starts = [0 if (start := self._start_of(where)) == "earliest" else start for where in wheres]
         asked = [(where, start) for where, start in zip(wheres, starts, strict=True) if not isinstance(start, int)]
         queries = [_query(where, start) for where, start in asked]
         if self._stop_at_end:

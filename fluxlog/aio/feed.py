@@ -69,6 +69,8 @@ class Feed:
     Args:
         emit: takes events; must not wait.
         reset: where to go on when an offset is not there: "earliest", "latest", or "error".
+        from_start: whether a partition is to be read from the log start: offset 0 stands for that then, since the log
+            start itself moves, and cannot be asked for without a leader.
     """
 
     def __init__(
@@ -79,11 +81,14 @@ class Feed:
         buffer_bytes: int,
         max_bytes: int,
         reset: str,
+        from_start: Callable[[TopicPartition], bool],
         emit: Callable[[ConsumerEvent], None],
     ) -> None:
         self._connection, self._metadata = connection, metadata
         self._room, self._max_bytes, self._reset, self._emit = Room(buffer_bytes), max_bytes, reset, emit
+        self._from_start = from_start
         self._tasks = TaskSet()
+        self._caretaker: asyncio.Task[None] | None = None
         self.tracks: dict[TopicPartition, Track] = {}
         self._ready: deque[Track] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -93,12 +98,14 @@ class Feed:
 
     def open(self) -> None:
         """Needs a running loop."""
-        self._tasks.start(self._look_after_idle(), "look after idle partitions")
+        self._caretaker = self._tasks.start(self._look_after_idle(), "look after idle partitions")
 
     async def close(self) -> None:
         """Stop all."""
         self._closed = True
         self._wake()
+        if self._caretaker is not None:
+            self._caretaker.cancel()
         for track in self.tracks.values():
             self._stop(track)
         await self._tasks.close(grace=1.0)
@@ -278,10 +285,13 @@ class Feed:
         if track is None:
             return
         track.following = None
-        if isinstance(error, OffsetOutOfRangeError) and self._reset != "error":
-            offset = error.log_start_offset if self._reset == "earliest" else error.high_watermark
-            self.seek(track, offset)
-            return
+        if isinstance(error, OffsetOutOfRangeError):
+            if self._reset == "earliest" or (following.offset == 0 and self._from_start(track.where)):
+                self.seek(track, error.log_start_offset)
+                return
+            if self._reset == "latest":
+                self.seek(track, error.high_watermark)
+                return
         if error.reason in ("UNKNOWN_TOPIC", "TOPIC_ID_MISMATCH"):
             self._metadata.forget(track.where.topic)
         self.fail(error)

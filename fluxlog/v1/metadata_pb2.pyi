@@ -32,6 +32,7 @@ class MetadataCommand(_message.Message):
     ALTER_TOPIC_FIELD_NUMBER: _builtins.int
     ADD_PARTITIONS_FIELD_NUMBER: _builtins.int
     DELETE_TOPIC_FIELD_NUMBER: _builtins.int
+    BIND_REPLICA_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Feature level needed to understand this command. A node that meets a higher one stops; it does not skip."""
     command_id: _builtins.bytes
@@ -48,6 +49,10 @@ class MetadataCommand(_message.Message):
     def add_partitions(self) -> Global___AddPartitionsCommand: ...
     @_builtins.property
     def delete_topic(self) -> Global___DeleteTopicCommand: ...
+    @_builtins.property
+    def bind_replica(self) -> Global___BindReplica:
+        """From version 2 on."""
+
     def __init__(
         self,
         *,
@@ -59,12 +64,13 @@ class MetadataCommand(_message.Message):
         alter_topic: Global___AlterTopicCommand | None = ...,
         add_partitions: Global___AddPartitionsCommand | None = ...,
         delete_topic: Global___DeleteTopicCommand | None = ...,
+        bind_replica: Global___BindReplica | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "command", b"command", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "bind_replica", b"bind_replica", "command", b"command", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "command", b"command", "command_id", b"command_id", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node", "time_ms", b"time_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "bind_replica", b"bind_replica", "command", b"command", "command_id", b"command_id", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node", "time_ms", b"time_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["register_node", "create_topic", "alter_topic", "add_partitions", "delete_topic"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["register_node", "create_topic", "alter_topic", "add_partitions", "delete_topic", "bind_replica"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -287,3 +293,38 @@ class DeleteTopicCommand(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteTopicCommand: _TypeAlias = DeleteTopicCommand  # noqa: Y015
+
+@_typing.final
+class BindReplica(_message.Message):
+    """A replica whose disk was lost has been copied, and its leader has admitted it: its vote is bound to the node's directory
+    of now. The directory that it was bound to before has no vote any more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_ID_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DIRECTORY_ID_FIELD_NUMBER: _builtins.int
+    topic_id: _builtins.bytes
+    partition: _builtins.int
+    generation: _builtins.int
+    node_id: _builtins.int
+    directory_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        topic_id: _builtins.bytes = ...,
+        partition: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        node_id: _builtins.int = ...,
+        directory_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory_id", b"directory_id", "generation", b"generation", "node_id", b"node_id", "partition", b"partition", "topic_id", b"topic_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BindReplica: _TypeAlias = BindReplica  # noqa: Y015

@@ -709,11 +709,14 @@ class ReplicaTrouble(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    COPIED_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.bytes
     partition: _builtins.int
     failed: _builtins.bool
     """Unadmitted, or failed."""
     why: _builtins.str
+    copied: _builtins.bool
+    """Its leader has admitted it, and it has what that takes: it asks to be bound to NodeStatus.directory_id."""
     def __init__(
         self,
         *,
@@ -721,10 +724,11 @@ class ReplicaTrouble(_message.Message):
         partition: _builtins.int = ...,
         failed: _builtins.bool = ...,
         why: _builtins.str = ...,
+        copied: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "partition", b"partition", "topic_id", b"topic_id", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "failed", b"failed", "partition", b"partition", "topic_id", b"topic_id", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -184,6 +184,22 @@ def test_ctrl_c_is_clean(fluxctl: Fluxctl) -> None:
     assert (consumer.returncode, err) == (130, b"")
 
 
+def test_a_group_goes_on_where_it_was(fluxctl: Fluxctl) -> None:
+    """consume --group commits what it printed; Ctrl-C leaves the group."""
+    fluxctl("topics", "create", "grouped", "--partitions", "1")
+    fluxctl("produce", "grouped", stdin=b"one\ntwo\nthree\n")
+    assert fluxctl("consume", "grouped", "--group", "readers", "-b", "-n", "2") == "one\ntwo\n"
+    consumer = fluxctl.start("consume", "grouped", "--group", "readers")
+    assert consumer.stdout is not None
+    assert consumer.stdout.readline() == b"three\n"
+    consumer.send_signal(signal.SIGINT)
+    _, err = consumer.communicate(timeout=TIMEOUT)
+    assert (consumer.returncode, err) == (130, b"assigned: grouped partitions 0\n")
+    described = json.loads(fluxctl("groups", "describe", "readers", "--output", "json"))
+    assert "'members': []" in str(described), "it has left"
+    assert "--group" in fluxctl("consume", "grouped", "--group", "readers", "--partition", "0", code=2)
+
+
 def test_a_closed_pipe_is_quiet(fluxctl: Fluxctl) -> None:
     _topic(fluxctl, "closed", 1)
     fluxctl("produce", "closed", stdin=b"line\n" * 300_000)
