@@ -66,8 +66,8 @@ class Metadata:
             return info
         task = self._asking.get(name)
         if task is None:
-            task = self._asking[name] = asyncio.get_running_loop().create_task(self._ask(name), name=f"topic {name}")
-            task.add_done_callback(lambda _: self._asking.pop(name, None))
+            task = self._asking[name] = asyncio.get_running_loop().create_task(self._ask(name), name=name)
+            task.add_done_callback(self._asked)
         try:
             return await asyncio.shield(task)
         except FluxlogError as failure:
@@ -82,6 +82,11 @@ class Metadata:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
+
+    def _asked(self, task: asyncio.Task[TopicInfo]) -> None:
+        self._asking.pop(task.get_name(), None)
+        if not task.cancelled():
+            task.exception()  # those who asked may have been cancelled: then nobody else looks at it
 
     async def _ask(self, name: str) -> TopicInfo:
         request = admin_pb2.DescribeTopicsRequest(names=[name])

@@ -88,7 +88,8 @@ class Producer:
         self._metadata = Metadata(self._connection)
         self._tasks = TaskSet()
         self._dispatch: Dispatch | None = None
-        self._closed = False
+        self._refreshing: set[str] = set()
+        self._keeps_fresh = self._closed = False
 
     # ---- life
 
@@ -381,9 +382,12 @@ class Producer:
 
     def _take_finished(self, batch: RecordsBatch) -> None:
         self._room.give(batch.size)
-        error = batch.result.error if batch.result is not None else None
-        if error is not None and error.reason in _STALE and not self._closed:
-            self._tasks.start(self._refresh(batch.result.topic if batch.result else ""), "refresh topic")
+        result = batch.result
+        if result is None or result.error is None or result.error.reason not in _STALE or self._closed:
+            return
+        if result.topic not in self._refreshing:
+            self._refreshing.add(result.topic)
+            self._tasks.start(self._refresh(result.topic), f"refresh {result.topic}")
 
     # ---- topics
 
@@ -391,7 +395,8 @@ class Producer:
         if self._dispatch is None or self._closed:
             raise closed_error()
         self._take_topic(await self._metadata.topic(topic))
-        if len(self._topics) == 1:
+        if not self._keeps_fresh:
+            self._keeps_fresh = True
             self._tasks.start(self._keep_fresh(), "keep topics fresh")
         return self._topics[topic]
 
@@ -407,6 +412,8 @@ class Producer:
         except FluxlogError as failure:
             if failure.reason == "UNKNOWN_TOPIC":
                 self._topics.pop(topic, None)  # the next `send` asks again
+        finally:
+            self._refreshing.discard(topic)
 
     def _take_topic(self, info: TopicInfo) -> None:
         """Partitions may have been added, or the topic created anew."""
@@ -419,6 +426,10 @@ class Producer:
             queue = self._dispatch.pipeline.partition(info.name, number, target=target, topic_id=info.topic_id)
             if number >= len(topic.lanes):
                 topic.lanes.append(Lane(queue, topic))
+        for lane in topic.lanes[info.partitions :]:  # created anew, with fewer
+            self._seal(lane)
+        del topic.lanes[info.partitions :]
+        topic.position %= info.partitions
 
 
 def _append_to_column(batch: RecordsBatch, key: bytes | None) -> None:

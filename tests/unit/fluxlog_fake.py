@@ -7,6 +7,7 @@ details) and breaks calls on demand: `faults` holds what the next produce reques
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,10 @@ class FakeCluster:
         self.topics: dict[str, list[FakePartition]] = {}
         self.faults: dict[int, deque[Fault]] = defaultdict(deque)
         self.produced = 0
+        self.behind: dict[int, int] = {}
+        """Nodes that are cut off from the others: the high watermark that each one stays at."""
+        self.following: list[tuple[int, int]] = []
+        """(node, offset) of each Follow."""
         self.ignorant: set[int] = set()
         """Nodes that have not heard of any topic yet."""
         self.requests: list[tuple[int, bytes, int]] = []
@@ -218,6 +223,7 @@ class _Log:
                     log_pb2.ProduceStreamResponse.SerializeToString,
                 ),
                 "Fetch": grpc.unary_unary_rpc_method_handler(self.fetch_bytes, log_pb2.FetchRequest.FromString, bytes),
+                "Follow": grpc.unary_stream_rpc_method_handler(self.follow, log_pb2.FollowRequest.FromString, bytes),
                 "ListOffsets": grpc.unary_unary_rpc_method_handler(
                     self.ListOffsets,
                     log_pb2.ListOffsetsRequest.FromString,
@@ -268,6 +274,29 @@ class _Log:
             high_watermark=end, next_offset=next_offset, leader=cluster.hint(partition), served_by=self._node_id
         )
         return log_pb2.FetchResponse(status=status).SerializeToString() + entries
+
+    def follow(self, request: log_pb2.FollowRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Committed entries as they come; looks for new ones often."""
+        self._cluster.following.append((self._node_id, request.offset))
+        partition = self._cluster.topics[request.topic][request.partition]
+        offset = request.offset
+        while context.is_active():
+            bound = self._cluster.behind.get(self._node_id, len(partition.values))
+            frames = [
+                (frame, base)
+                for frame, base in zip(list(partition.frames), partition.bases, strict=False)
+                if offset <= base < bound
+            ]
+            if not frames:
+                time.sleep(0.01)
+                continue
+            entries = b"".join(frame for frame, _ in frames)
+            offset = min(bound, len(partition.values))
+            if partition.corrupt_next:
+                partition.corrupt_next = False
+                entries = entries[:-1] + bytes([entries[-1] ^ 1])
+            status = log_pb2.FetchStatus(high_watermark=bound, next_offset=offset, served_by=self._node_id)
+            yield log_pb2.FetchResponse(status=status).SerializeToString() + entries
 
     def ListOffsets(
         self, request: log_pb2.ListOffsetsRequest, context: grpc.ServicerContext

@@ -1,0 +1,132 @@
+"""The consumer on a small cluster behind real gRPC: failovers, damage, replicas that know less; batches cut to size."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from fluxlog import Consumer, Producer, TopicPartition
+from fluxlog.aio import feed
+from fluxlog.aio.consumed import ConsumedBatch
+from fluxlog.batch import encode_batch
+from fluxlog.entry import FetchedBatch
+from fluxlog.v1 import record_pb2
+from tests.unit.fluxlog_fake import FakeCluster
+
+WHERE = TopicPartition("t", 0)
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    fake = FakeCluster(2)
+    fake.create("t", 1)
+    yield fake
+    fake.stop()
+
+
+async def take(consumer: Consumer, count: int) -> list[bytes | None]:
+    values: list[bytes | None] = []
+    async for record in consumer:
+        values.append(record.value)
+        if len(values) == count:
+            break
+    return values
+
+
+def addresses(cluster: FakeCluster) -> list[str]:
+    return list(cluster.addresses.values())
+
+
+def test_a_node_that_dies_is_left_and_nothing_is_skipped_or_repeated(cluster: FakeCluster) -> None:
+    async def scene() -> None:
+        async with asyncio.timeout(20), Producer(addresses(cluster)) as producer:
+            await producer.send_many("t", [b"1", b"2"])
+            async with Consumer(addresses(cluster), "t", start=0) as consumer:
+                assert await take(consumer, 2) == [b"1", b"2"]
+                await asyncio.to_thread(cluster.kill, cluster.following[-1][0])
+                await producer.send_many("t", [b"3"])
+                assert await take(consumer, 1) == [b"3"]
+        assert [offset for _, offset in cluster.following] == [0, 2]
+
+    asyncio.run(scene())
+
+
+def test_a_damaged_response_is_fetched_again(cluster: FakeCluster) -> None:
+    async def scene() -> None:
+        async with asyncio.timeout(20), Producer(addresses(cluster)) as producer:
+            await producer.send_many("t", [b"1", b"2"])
+            cluster.topics["t"][0].corrupt_next = True
+            async with Consumer(addresses(cluster), "t", start=0) as consumer:
+                assert await take(consumer, 2) == [b"1", b"2"]
+        assert len(cluster.following) == 2
+
+    asyncio.run(scene())
+
+
+def test_a_replica_that_is_cut_off_is_left_when_the_leader_has_more(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stream stays open and says nothing."""
+    monkeypatch.setattr(feed, "IDLE_SECONDS", 0.05)
+
+    async def scene() -> None:
+        async with asyncio.timeout(20), Producer(addresses(cluster)) as producer:
+            await producer.send_many("t", [b"1"])
+            async with Consumer(addresses(cluster), "t", start=0) as consumer:
+                assert await take(consumer, 1) == [b"1"]
+                stale = cluster.following[-1][0]
+                cluster.behind[stale] = 1
+                await producer.send_many("t", [b"2"])
+                assert await take(consumer, 1) == [b"2"]
+                assert cluster.following[-1][0] != stale
+
+    asyncio.run(scene())
+
+
+def test_what_waits_for_the_consumer_is_bounded(cluster: FakeCluster) -> None:
+    """Reading goes on as room is given back."""
+
+    async def scene() -> None:
+        async with asyncio.timeout(20), Producer(addresses(cluster), batch_bytes=2_000) as producer:
+            sent = [b"%05d" % number * 20 for number in range(500)]
+            await producer.send_many("t", sent)
+            async with Consumer(addresses(cluster), "t", start=0, buffer_bytes=1) as consumer:
+                assert await take(consumer, 250) == sent[:250]
+                await producer.send_many("t", [b"more"])
+                assert await take(consumer, 251) == [*sent[250:], b"more"]
+
+    asyncio.run(scene())
+
+
+def test_without_partitions_of_a_group_there_is_nothing_to_commit(cluster: FakeCluster) -> None:
+    async def scene() -> None:
+        async with asyncio.timeout(20), Consumer(addresses(cluster), "t", start=0) as consumer:
+            with pytest.raises(Exception, match="no group"):
+                await consumer.commit()
+            with pytest.raises(Exception, match="not read"):
+                consumer.seek("t", 7, 0)
+
+    asyncio.run(scene())
+
+
+def fetched(count: int, base: int) -> FetchedBatch:
+    data = encode_batch([b"%d" % number for number in range(count)], keys=[b"k"] * count, timestamps_ms=5)
+    return FetchedBatch(base, base + count, 3, 77, record_pb2.RecordBatch.FromString(data))
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "offsets"),
+    [(0, None, range(10, 20)), (10, None, range(10, 20)), (13, None, range(13, 20)), (10, 15, range(10, 15)),
+     (13, 15, range(13, 15)), (10, 20, range(10, 20)), (10, 99, range(10, 20)), (15, 13, range(0))],
+)  # fmt: skip
+def test_a_batch_is_cut_to_what_is_to_be_delivered(begin: int, end: int | None, offsets: range) -> None:
+    batch = ConsumedBatch(WHERE, fetched(10, 10), begin, end)
+    assert list(batch.offsets) == list(offsets)
+    assert list(batch.values()) == [b"%d" % (offset - 10) for offset in offsets]
+    records = list(batch)
+    assert [record.offset for record in records] == list(offsets)
+    assert all(record[:2] == WHERE and record.key == b"k" for record in records)
+    assert all((record.timestamp_ms, record.append_time_ms, record.leader_epoch) == (5, 77, 3) for record in records)
+    assert len(batch) == len(batch.keys()) == len(batch.headers()) == len(batch.timestamps_ms()) == len(offsets)
