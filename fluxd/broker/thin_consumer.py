@@ -256,7 +256,7 @@ class ThinConsumer:
                 self._acknowledged.set()
                 await asyncio.sleep(_RETRY)
                 continue
-            drained = [key for key, owned in self._owned.items() if owned.revoking and owned.drained]
+            drained = [key for key, owned in self._owned.items() if owned.may_go]
             if drained:
                 self._release([self._owned.pop(key).partition for key in drained])
                 await self._say_owned()

@@ -36,6 +36,11 @@ class ThinPartition:
         return not self._unfinished
 
     @property
+    def may_go(self) -> bool:
+        """It is to be given up, and everything that was delivered is acknowledged and committed."""
+        return self.revoking and not self._unfinished and self.committed >= self.done_up_to
+
+    @property
     def outstanding(self) -> int:
         """Records that were delivered and are not acknowledged."""
         return sum(1 for acknowledged in self._unfinished.values() if not acknowledged)
