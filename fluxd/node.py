@@ -17,6 +17,7 @@ from typing import Any
 from fluxd.broker.administration import Administration
 from fluxd.broker.admission import Admission
 from fluxd.broker.balance import LeaderBalancer
+from fluxd.broker.binding import ReplicaBinding
 from fluxd.broker.cleaner import Cleaner
 from fluxd.broker.cluster import ClusterView, LocalNode
 from fluxd.broker.controller import Controller
@@ -226,7 +227,8 @@ class Node:
         partitions = Partitions(
             self._reactor, self._host, self._directory, self._view, names_at_start=self._directory.partitions()
         )
-        follower.listeners += [self._take_image, partitions.apply]
+        binding = ReplicaBinding(self._reactor, self._view, image)
+        follower.listeners += [self._take_image, partitions.apply, binding.metadata_changed]
         metadata = image.topics[METADATA_GROUP.topic_id].partitions[0]
         replica = self._host.open(
             GroupSpec(
@@ -234,6 +236,7 @@ class Node:
             )
         )
         self._view.attach(replica)
+        self._host.bind, self._host.on_reopened = binding.bind, partitions.reopened
         group = replica if isinstance(replica, Group) else None
         currency = MetadataCurrency(self._view, follower, group, self._forwarder)
         controller = Controller(self._reactor, self._view, follower, group) if group is not None else None

@@ -112,6 +112,8 @@ class ClusterView:
         self.cluster_id = ""
         """Empty until the cluster is founded or joined."""
         self.image = Image()
+        self.copied: set[GroupId] = set()
+        """Replicas of this node that were admitted after a copy and wait to be bound to its directory."""
         self._reactor = reactor
         self._groups = groups
         self._peers: dict[NodeId, _Peer] = {}
@@ -256,6 +258,7 @@ class ClusterView:
                     partition=group_id.partition,
                     failed=group.role is Role.FAILED,
                     why=group.why,
+                    copied=group_id in self.copied,
                 )
         return status
 

@@ -5,7 +5,8 @@ against that image, place replicas, propose one command, and answer with what ap
 a controller that was replaced in between cannot do harm: the command is then refused in the log itself, the same on
 every node.
 
-Nodes are registered here too, from what they tell: a new node, a changed address, another data directory.
+Nodes are registered here too, from what they tell: a new node, a changed address, another data directory; and replicas
+that were copied are bound to the directory that they are in.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fluxd.core.metadata_commands import Commands
 from fluxd.core.names import check_configs, check_topic_name
 from fluxd.core.placement import NodeLoad, assign
 from fluxd.core.runtime import Reactor
-from fluxd.core.types import OFFSETS_TOPIC, NodeId, Offset
+from fluxd.core.types import OFFSETS_TOPIC, GroupId, NodeId, Offset
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.raft.spec import Role
 from fluxlog.v1 import admin_pb2, metadata_pb2, peer_pb2, record_pb2
@@ -81,7 +82,9 @@ class Controller:
         self._lock = asyncio.Lock()
         self._queued = 0
         self._registering: set[NodeId] = set()
+        self._binding: set[tuple[GroupId, NodeId]] = set()
         view.on_status(self._register)
+        view.on_status(self._bind_replicas)
         group.on_role.append(lambda: reactor.call_soon(self.register_nodes))
 
     # ---- topics
@@ -228,6 +231,25 @@ class Controller:
             self._registering.discard(node.node_id)
 
         self._group.submit(self._append(self._commands.register_node(node), done))
+
+    def _bind_replicas(self, status: peer_pb2.NodeStatus) -> None:
+        """Bind to a node's directory the replicas that it tells to be copied and admitted there."""
+        replica = Replica(NodeId(status.node_id), status.directory_id)
+        for trouble in status.troubles:
+            group_id = GroupId(trouble.topic_id, trouble.partition)
+            partition = self._follower.image.partition(group_id) if trouble.copied else None
+            key = (group_id, replica.node_id)
+            if partition is None or key in self._binding or self._group.role is not Role.LEADER:
+                continue
+            if partition.directory_of(replica.node_id) in (None, replica.directory_id):
+                continue
+            self._binding.add(key)
+
+            def done(_: AppendResult, key: tuple[GroupId, NodeId] = key) -> None:
+                self._binding.discard(key)  # the node's next status tells whether there is still something to do
+
+            command = self._commands.bind_replica(group_id.topic_id, group_id.partition, partition.generation, replica)
+            self._group.submit(self._append(command, done))
 
     # ---- proposals
 

@@ -95,6 +95,12 @@ class Partitions:
             self._configure(topic)
         self._open_some()
 
+    def reopened(self, replica: Replica) -> None:
+        """A replica was copied: for `Host.on_reopened`. Its topic may have been altered meanwhile."""
+        topic = self._image.topics.get(replica.group_id.topic_id)
+        if topic is not None:
+            self._configure(topic)
+
     def _configure(self, topic: Topic) -> None:
         """Bounds of segments take effect with the next one."""
         config = parse_configs(topic.configs)

@@ -84,6 +84,14 @@ IN_SYNC_TIMEOUT: Final = 1.5
 """A replica is in sync while its acknowledged log end was the leader's within this time."""
 NO_QUORUM_ANSWER: Final = 0.2
 """Without a quorum the refusal is given within this time."""
+COPY_CHUNK_BYTES: Final = 1 * MIB
+"""Of a log, asked for at once by a replica that copies it; one entry may be larger."""
+COPY_BYTES_PER_SECOND: Final = 32 * MIB
+"""Of one replica."""
+COPY_RETRY: Final = 1.0
+"""A request for a piece that was not answered is repeated after so many seconds."""
+COPY_VOTERS_MIN: Final = 3
+"""With fewer replicas no majority without the lost one can say what was committed."""
 VOTERS_MAX: Final = 5
 GENERATION_TERM_BITS: Final = 32
 

@@ -31,7 +31,7 @@ from fluxd.core.types import (
 )
 from fluxlog.v1 import metadata_pb2, peer_pb2
 
-COMMAND_VERSION = 1
+COMMAND_VERSION = 2
 """Highest feature level that this code understands."""
 
 COMMAND_ID_BYTES = 16
@@ -199,6 +199,8 @@ def apply(image: Image, command: metadata_pb2.MetadataCommand) -> tuple[Image, R
             image, result = _add_partitions(image, command.add_partitions)
         case "delete_topic":
             image, result = _delete_topic(image, command.delete_topic)
+        case "bind_replica":
+            image, result = _bind_replica(image, command.bind_replica)
     return _remember(image, command, result), result
 
 
@@ -264,6 +266,22 @@ def _delete_topic(image: Image, command: metadata_pb2.DeleteTopicCommand) -> tup
     topics, names = dict(image.topics), dict(image.names)
     del topics[topic.topic_id], names[topic.name]
     return replace(image, topics=topics, names=names), Result(deleted_topic=topic.topic_id)
+
+
+def _bind_replica(image: Image, command: metadata_pb2.BindReplica) -> tuple[Image, Result]:
+    topic, node = image.topics.get(command.topic_id), image.nodes.get(NodeId(command.node_id))
+    if topic is None or command.partition >= len(topic.partitions):
+        return image, _unknown_topic(command.topic_id)
+    partition = topic.partitions[command.partition]
+    bound = Replica(NodeId(command.node_id), command.directory_id)
+    if partition.generation != command.generation or partition.directory_of(bound.node_id) is None:
+        return image, _refused(f"node {command.node_id} has no replica in generation {command.generation}")
+    if node is None or node.directory_id != command.directory_id:
+        return image, _refused(f"node {command.node_id} has another directory now", Reason.UNKNOWN_NODE)
+    replicas = tuple(bound if replica.node_id == bound.node_id else replica for replica in partition.replicas)
+    partitions = list(topic.partitions)
+    partitions[command.partition] = replace(partition, replicas=replicas)
+    return _with_topic(image, replace(topic, partitions=tuple(partitions))), Result()
 
 
 def _unknown_topic(topic_id: bytes) -> Result:

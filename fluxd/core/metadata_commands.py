@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from fluxd.core.metadata import COMMAND_VERSION, Node, Partition, random_id
+from fluxd.core.metadata import Node, Partition, Replica, random_id
 from fluxlog.v1 import metadata_pb2
 
 
@@ -66,10 +66,19 @@ class Commands:
         command.delete_topic.topic_id = topic_id
         return command
 
-    def _new(self) -> metadata_pb2.MetadataCommand:
-        return metadata_pb2.MetadataCommand(
-            version=COMMAND_VERSION, command_id=random_id(self.random), time_ms=self.wall_ms()
-        )
+    def bind_replica(
+        self, topic_id: bytes, number: int, generation: int, replica: Replica
+    ) -> metadata_pb2.MetadataCommand:
+        """Binds a replica's vote to another directory of its node."""
+        command = self._new(version=2)
+        bind = command.bind_replica
+        bind.topic_id, bind.partition, bind.generation = topic_id, number, generation
+        bind.node_id, bind.directory_id = replica.node_id, replica.directory_id
+        return command
+
+    def _new(self, version: int = 1) -> metadata_pb2.MetadataCommand:
+        """With the lowest version that understands it, so that older nodes go on as long as it is not used."""
+        return metadata_pb2.MetadataCommand(version=version, command_id=random_id(self.random), time_ms=self.wall_ms())
 
 
 def _assignments(first: int, partitions: Iterable[Partition]) -> Iterable[metadata_pb2.PartitionAssignment]:

@@ -65,7 +65,8 @@ class Link:
 
     def send(self, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         """Queue one message; False when it was dropped."""
-        return self.connected and (self.bulk if frames else self.control).put(message, frames)
+        bulk = frames or message.WhichOneof("body") == "copy_reply"
+        return self.connected and (self.bulk if bulk else self.control).put(message, frames)
 
     def retry_now(self) -> None:
         """The peer was heard from: do not wait for the next attempt."""

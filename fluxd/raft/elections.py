@@ -36,6 +36,10 @@ class Elections:
         self._heard_at = NEVER
         self._pre_vote: tuple[int, set[NodeId]] | None = None
         self._votes: set[NodeId] = set()
+        self._nonce = 0
+        """Of this replica's campaign: a vote for an earlier one, perhaps of a disk that is lost, does not count."""
+        self._asked_nonce = 0
+        """Of the vote request that the library is looking at."""
         self.disk_vote_due = False
         self._transfer = False
         self._retired = False
@@ -133,6 +137,7 @@ class Elections:
     def _campaign(self) -> None:
         """Let the library campaign: it does so in a tick in which it sees a connection."""
         self._votes = set()
+        self._nonce = int(self._guard.random() * (1 << 53)) + 1
         self.arm(*_RETRY)
         self._guard.tick_exposed()
 
@@ -147,6 +152,7 @@ class Elections:
         message.vote_request.last_index = last_index
         message.vote_request.last_term = last_term
         message.vote_request.transfer = self._transfer
+        message.vote_request.nonce = self._nonce
         guard.outbox.send(peer, message)
 
     def on_vote_request(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
@@ -155,6 +161,7 @@ class Elections:
         if not request.transfer and self._leader_is_fresh():
             self._guard.count("sticky_vote")
             return
+        self._asked_nonce = request.nonce
         self._guard.inject(
             peer,
             {
@@ -169,12 +176,15 @@ class Elections:
         """The library grants its vote; the message leaves when the vote is durable."""
         self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
         message = self._guard.outbox.message()
-        message.vote_reply.SetInParent()
+        message.vote_reply.nonce = self._asked_nonce
         self._guard.outbox.send(peer, message)
 
     def on_vote_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         """Each member's vote counts once."""
         guard = self._guard
+        if message.vote_reply.nonce != self._nonce:
+            guard.count("foreign_vote")
+            return
         if guard.is_candidate and message.term == guard.term and peer not in self._votes:
             self._votes.add(peer)
             guard.inject(peer, {"type": "response_vote", "term": message.term})

@@ -23,6 +23,7 @@ from fluxd.raft import library
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.proposal import Append, AppendResult, Committed
+from fluxd.raft.serving import CopyServing
 from fluxd.raft.spec import GroupSpec
 from fluxd.raft.standing import Standing
 from fluxd.raft.transport import Transport
@@ -92,6 +93,8 @@ class Group(Standing):
             context.node_id, self.guard.library_peers, self.journal, self.guard, self.guard.state_changed
         )
         self.guard.attach(self._raft)
+        serving = CopyServing(self.guard, log, context.reactor, wake=lambda: context.wake(self))
+        self.guard.on_copy_request = serving.on_request
         self.commit_index = self.guard.commit_index
         self.high_watermark = log.next_offset_at(self.commit_index)
         self.producers.commit(self.commit_index)

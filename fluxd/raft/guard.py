@@ -67,6 +67,7 @@ class Guard(LibraryTransport):
         self._nodes = {peer: Node(peer) for peer in self.library_peers}
         self._exposed: set[NodeId] = set()
         self.counters: Counter[str] = Counter()
+        self.on_copy_request: Callable[[NodeId, peer_pb2.GroupMessage], None] = lambda peer, message: None
         self.outbox = Outbox(
             group, generation, transport, term=lambda: self.raft.raftCurrentTerm, votes_durable=self.votes_durable
         )
@@ -217,6 +218,8 @@ class Guard(LibraryTransport):
                 self.adopt_term(peer, message.term)
         elif body == "timeout_now":
             self.elections.on_timeout_now(peer, message)
+        elif body == "copy_request":
+            self.on_copy_request(peer, message)
         else:
             self.count("unknown_body")
 

@@ -10,12 +10,14 @@ Fail-stop: any exception in a group's step takes that replica out, and no other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from fluxd.core import limits
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex
 from fluxd.raft import library
+from fluxd.raft.copying import CopyContext, Copying
 from fluxd.raft.group import Group, GroupContext
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Opened, open_replica
@@ -64,11 +66,17 @@ class Host:
         library.check_library()
         self.node_id, self.directory_id = node_id, directory_id
         self.groups: dict[GroupId, Replica] = {}
+        self.bind: Callable[[GroupSpec, Callable[[], None]], None] | None = None
+        """Commits that a replica's vote is bound to this node's directory, then calls back: set by who can. Without it
+        a replica that is out stays out."""
+        self.on_reopened: Callable[[Replica], None] = lambda replica: None
+        """A replica took the place of another object."""
         self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why
         self._transport, self._log_event = transport, log_event
         self._ready: dict[GroupId, Group] = {}
         self._scheduled = False
         self._syncing: dict[GroupId, float] = {}
+        self._reopening: set[GroupId] = set()
         self._snapshotting: set[GroupId] = set()
         self._snapshot_at: dict[GroupId, int] = {}
         """Bytes that had been written to the log when its last snapshot was begun."""
@@ -112,7 +120,7 @@ class Host:
         return self._votes is not None and self._votes.get(spec.group_id, spec.generation) is not None
 
     def _adopt(self, spec: GroupSpec, opened: Opened | str) -> Replica:
-        assert spec.group_id not in self.groups
+        assert not isinstance(self.groups.get(spec.group_id), Group)
         replica: Replica
         if self._votes is None and isinstance(opened, Opened):  # lost while the log was being opened
             opened.log.close()
@@ -120,6 +128,7 @@ class Host:
         if isinstance(opened, str) or self._votes is None:
             replica = OfflineGroup(spec, str(opened))
             self._log_event("replica_unadmitted", group=str(spec.group_id), why=replica.why)
+            self._repair(replica)
         else:
             log = opened.log
             log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
@@ -143,8 +152,40 @@ class Host:
             return f"its vote is bound to data directory {bound}…, this is {own}…: the disk was replaced or wiped"
         return ""
 
+    def _repair(self, offline: OfflineGroup) -> None:
+        """Begin to copy, where a majority without this replica can say what was committed."""
+        spec = offline.spec
+        if self.bind is None or self._votes is None or len(spec.voters) < limits.COPY_VOTERS_MIN:
+            return
+        context = CopyContext(
+            self._reactor, self._fs, self._transport, self._votes, self._log_event,
+            sync_votes=self._sync_votes, bind=self.bind, finished=lambda: self._reopen(offline),
+        )  # fmt: skip
+        offline.copying = Copying(spec, context)
+        offline.copying.start()
+
+    def _reopen(self, offline: OfflineGroup) -> None:
+        """A copy is finished: what is there now is this node's replica."""
+        spec = replace(offline.spec, bound_directory=self.directory_id)
+        if self._stopped or self.groups.get(spec.group_id) is not offline:
+            return
+
+        def reopened(replica: Replica) -> None:
+            if spec.group_id not in self._reopening:
+                self.close(spec.group_id)  # the partition was deleted meanwhile
+                return
+            self._reopening.discard(spec.group_id)
+            replica.on_role += offline.on_role
+            for listener in tuple(replica.on_role):
+                listener()
+            self.on_reopened(replica)
+
+        self._reopening.add(spec.group_id)
+        self.open_soon(spec, reopened)
+
     def close(self, group_id: GroupId) -> None:
         """Stop a replica; its files stay."""
+        self._reopening.discard(group_id)
         replica = self.groups.pop(group_id, None)
         self._ready.pop(group_id, None)
         timer = self._timers.pop(group_id, None)
@@ -152,6 +193,8 @@ class Host:
             timer[1].cancel()
         if isinstance(replica, Group):
             replica.close()
+        elif replica is not None and replica.copying is not None:
+            replica.copying.close()
 
     # ------------------------------------------------------------------ events
     def receive(self, peer: NodeId, messages: Iterable[peer_pb2.GroupMessage]) -> None:
@@ -161,6 +204,8 @@ class Host:
             if isinstance(group, Group) and group.role is not Role.FAILED:
                 self._guarded(group, lambda group=group, message=message: group.receive(peer, message))  # type: ignore[misc]
                 self.wake(group)
+            elif isinstance(group, OfflineGroup) and group.copying is not None:
+                group.copying.receive(peer, message)
 
     def peer_up(self, peer: NodeId) -> None:
         """A link to a peer stands."""
@@ -298,6 +343,9 @@ class Host:
                 if group.guard.waits_for_votes:
                     self._guarded(group, group.on_votes_synced)
                     self.wake(group)
+            for replica in tuple(self.groups.values()):
+                if isinstance(replica, OfflineGroup) and replica.copying is not None:
+                    replica.copying.on_votes_synced()
             self._sync_votes()
 
         self._reactor.run_blocking(job.steps, synced)
@@ -307,6 +355,10 @@ class Host:
         self._votes, self._votes_why = None, f"the node's votes cannot be synced: {error}"
         for group in self._active():
             group.fail(self._votes_why)
+        for replica in self.groups.values():
+            if isinstance(replica, OfflineGroup) and replica.copying is not None:
+                replica.copying.close()
+                replica.copying = None
 
     def _keep_house(self, group: Group) -> None:
         """Write the group's state now and then, so that opening the log replays its tail only; and before whole

@@ -52,6 +52,7 @@ class Leading:
         self.progress: dict[NodeId, Progress] = {}
         self.term_start = RaftIndex(0)
         self._reads: deque[tuple[dict[NodeId, int], ReadDone]] = deque()
+        self._admissions: dict[NodeId, tuple[dict[NodeId, int], Callable[[RaftIndex], None]]] = {}
         self._transfer: _Transfer | None = None
 
     # ------------------------------------------------------------------ begin and end
@@ -68,6 +69,7 @@ class Leading:
     def end(self) -> None:
         """Leadership is over."""
         self.progress.clear()
+        self._admissions.clear()
         self._transfer = None
         reads, self._reads = self._reads, deque()
         for _, done in reads:
@@ -183,6 +185,9 @@ class Leading:
         """An AppendReply of this leadership (the guard has checked the terms)."""
         reply, progress, now = message.append_reply, self.progress[peer], self._guard.now()
         log = self._guard.journal.log
+        if progress.admitted_at and reply.echoed_sequence <= progress.admitted_at:
+            self._guard.count("reply_of_a_lost_disk")
+            return
         progress.heard_at = now
         progress.acked_sequence = max(progress.acked_sequence, reply.echoed_sequence)
         if reply.success:
@@ -259,9 +264,38 @@ class Leading:
             progress.probe = True
         self._finish_reads()
 
+    def admit(self, newcomer: NodeId, admitted: Callable[[RaftIndex], None]) -> None:
+        """Call back with an index when a replica whose disk was lost may take part once it has everything up to there;
+        never, when this leader cannot say so. A later call for the same replica takes the place of an earlier one.
+
+        All other voters that take part must have answered something that was sent after now, and they are a majority
+        without it. What the lost disk acknowledged in this leadership is committed by then, and what it still may have
+        on the way counts no more. That all others must answer is more than a majority, where there are five: one that
+        did not answer might be campaigning with the vote of the lost disk.
+        """
+        others = {peer: p.sequence for peer, p in self.progress.items() if peer != newcomer and not p.is_copying}
+        if 2 * (len(others) + 1) <= len(self.progress) + 1:
+            return
+        self._admissions[newcomer] = (others, admitted)
+        for progress in self.progress.values():
+            progress.probe = True
+
+    def _finish_admissions(self) -> None:
+        commit_index = self._guard.journal.commit_index
+        for newcomer, (asked_at, admitted) in tuple(self._admissions.items()):
+            progress = self.progress[newcomer]
+            confirmed = all(self.progress[peer].acked_sequence > sequence for peer, sequence in asked_at.items())
+            if not confirmed or progress.match > commit_index:
+                continue
+            del self._admissions[newcomer]
+            progress.admitted_at, progress.is_copying = progress.sequence, False
+            self._rewind(newcomer, progress, commit_index + 1)
+            admitted(RaftIndex(commit_index))
+
     def _finish_reads(self) -> None:
         if self._guard.journal.commit_index < self.term_start:
             return
+        self._finish_admissions()
         while self._reads:
             asked_at, done = self._reads[0]
             newer = sum(

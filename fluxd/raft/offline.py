@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId, Offset, RaftIndex, Term
+from fluxd.raft.copying import Copying
 from fluxd.raft.proposal import Append
 from fluxd.raft.spec import GroupSpec, Role
 
@@ -26,10 +27,17 @@ class OfflineGroup:
     log = None
 
     def __init__(self, spec: GroupSpec, why: str) -> None:
-        self.spec, self.why = spec, why
+        self.spec, self._why = spec, why
+        self.copying: Copying | None = None
+        """How it becomes a replica again, where that is possible."""
         self.group_id, self.generation, self.voters = spec.group_id, spec.generation, spec.voters
         self.on_commit: list[Callable[[], None]] = []
         self.on_role: list[Callable[[], None]] = []
+
+    @property
+    def why(self) -> str:
+        """For people: what is wrong, and how far the repair is."""
+        return f"{self._why}; {self.copying.progress}" if self.copying else self._why
 
     def _refusal(self) -> FluxError:
         return FluxError(

@@ -14,6 +14,7 @@ from fluxd.core.log_start import LogStart
 from fluxd.core.producers import ProducerTable, items_of_frame
 from fluxd.core.types import RaftIndex
 from fluxd.raft.spec import GroupSpec
+from fluxd.storage.copies import is_being_copied
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog
@@ -44,6 +45,8 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened 
     directory = f"partitions/{spec.group_id.directory_name}"
     log: PartitionLog | None = None
     try:
+        if is_being_copied(fs, spec.group_id):
+            return "its copy is not finished"
         try:
             log = PartitionLog.open(fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes)
         except LogMissing as error:

@@ -35,6 +35,10 @@ class Progress:
     """Of the last AppendEntries sent."""
     fence: int = 0
     """A failure reply to an older sequence is not honoured: its rewind has happened."""
+    admitted_at: int = 0
+    """Sequence at which this replica was admitted with a new disk: replies to older ones are its predecessor's."""
+    is_copying: bool = False
+    """It asked for a copy in this leadership and was not admitted since: it takes no part."""
     match: int = 0
     received: int = 0
     given: int = 0

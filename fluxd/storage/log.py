@@ -30,11 +30,11 @@ from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import breach
 from fluxd.storage.head import find_snapshot, removable
 from fluxd.storage.index import SegmentIndex
-from fluxd.storage.reader import entry_with_record, read_frames
+from fluxd.storage.reader import entry_with_record, read_entries, read_frames
 from fluxd.storage.recovery import Recovered, recover
 from fluxd.storage.segment import Segment, segment_name
 from fluxd.storage.segments import Segments
-from fluxd.storage.snapshot import Snapshot, snapshot_steps
+from fluxd.storage.snapshot import Snapshot, read_snapshot_file, snapshot_steps
 from fluxd.storage.sync import LogSync, SyncJob
 from fluxd.storage.tail import TailCache
 
@@ -108,7 +108,25 @@ class PartitionLog:
         while parent:
             parent = parent.rpartition("/")[0]
             fs.sync_directory(parent)
-        frame = birth_frame(group, generation)
+        return cls._begin(fs, directory, group, generation, birth_frame(group, generation), segment_bytes)
+
+    @classmethod
+    def create_copy(
+        cls, fs: FileSystem, directory: str, group: GroupId, generation: int, first_frame: bytes, *, segment_bytes: int
+    ) -> PartitionLog:
+        """A log in a directory that is there, that begins with an entry of another replica's, durable when this
+        returns. It opens again only with a snapshot that vouches for its first entry, unless that is the birth entry.
+        Blocks.
+
+        Args:
+            first_frame: committed, its checksum verified.
+        """
+        return cls._begin(fs, directory, group, generation, first_frame, segment_bytes)
+
+    @classmethod
+    def _begin(
+        cls, fs: FileSystem, directory: str, group: GroupId, generation: int, frame: bytes, segment_bytes: int
+    ) -> PartitionLog:
         stamp = read_stamp(frame)
         path = f"{directory}/{segment_name(stamp.raft_index)}"
         segment = Segment(path, stamp, 0, index=SegmentIndex(), file=fs.open(path, create=True))
@@ -327,13 +345,7 @@ class PartitionLog:
 
     def segment_summaries(self) -> list[SegmentSummary]:
         """All segments in order, as retention looks at them."""
-        segments = self._segments.all
-        ends = [following.base_offset for following in segments[1:]] + [self.log_end_offset]
-        times = [following.first.append_time_ms for following in segments[1:]] + [self._last.append_time_ms]
-        return [
-            SegmentSummary(segment.base_offset, end, segment.size, segment.last_append_time_ms or time)
-            for segment, end, time in zip(segments, ends, times, strict=True)
-        ]
+        return self._segments.summaries(self._last)
 
     # ---- syncing
 
@@ -414,6 +426,25 @@ class PartitionLog:
             return hit
         segment, following = self._segments.by_offset(offset)
         return partial(read_frames, self._fs, segment, following, offset, max_bytes, end_index, segment.size)
+
+    def plan_entries(
+        self, index: RaftIndex, *, max_bytes: int, end_index: RaftIndex
+    ) -> list[bytes] | Callable[[], list[bytes]]:
+        """Whole frames from an entry in first_index..end_index on, at most to another (inclusive); at least one.
+
+        Returns:
+            The frames, or a callable for another thread, which may raise CorruptDataError or OSError.
+        """
+        frames = self._tail.frames(index, max_bytes, end_index)
+        if frames:
+            return frames
+        number = self._segments.number_by_index(index)
+        segment, following = self._segments.all[number], self._segments.following(number)
+        return partial(read_entries, self._fs, segment, following, index, max_bytes, end_index, segment.size)
+
+    def snapshot_file(self) -> Callable[[], tuple[RaftIndex, bytes]]:
+        """For another thread: the newest snapshot as it stands in its file, and its index; 0: there is none."""
+        return partial(read_snapshot_file, self._fs, self._directory, self._group, self.last_index)
 
     def index_at_offset(self, offset: Offset) -> RaftIndex:
         """Index of the entry that holds a record in log_start_offset..log_end_offset - 1. May block."""

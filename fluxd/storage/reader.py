@@ -1,4 +1,4 @@
-"""Reading whole frames for consumers from one segment file, in a thread."""
+"""Reading whole frames from one segment file, in a thread: for consumers, and for replicas that copy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fluxd.core.entry import HEADER_BYTES, Stamp, read_stamp, verify_frame
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import Offset, RaftIndex
 from fluxd.storage.filesystem import File, FileSystem
-from fluxd.storage.frames import walk_headers
+from fluxd.storage.frames import walk_frames, walk_headers
 from fluxd.storage.segment import Segment
 
 
@@ -55,6 +55,36 @@ def read_frames(
     except CorruptDataError as error:
         raise CorruptDataError(f"{segment.path}: behind position {position}: {error}") from error
     return data if end == len(data) else data[:end]
+
+
+def read_entries(
+    fs: FileSystem,
+    segment: Segment,
+    following: Stamp | None,
+    first_index: RaftIndex,
+    max_bytes: int,
+    end_index: RaftIndex,
+    size: int,
+) -> list[bytes]:
+    """Frames of one segment by Raft index, verified; at least one. Blocks; safe in any thread.
+
+    Args:
+        end_index: last entry to return (inclusive).
+
+    Raises:
+        CorruptDataError: the segment is damaged.
+        OSError: retriable.
+    """
+    start = segment.load_index(fs, following).position_by_index(first_index)
+    frames: list[bytes] = []
+    with closing(fs.open(segment.path)) as file:
+        for _, stamp, frame in walk_frames(file, start, size):
+            if stamp.raft_index > end_index or (frames and max_bytes < stamp.frame_bytes):
+                break
+            if stamp.raft_index >= first_index:
+                frames.append(frame)
+                max_bytes -= stamp.frame_bytes
+    return frames
 
 
 def _find(file: File, segment: Segment, start: int, offset: Offset, size: int) -> tuple[int, Stamp]:

@@ -10,6 +10,7 @@ from contextlib import closing
 from fluxd.core import limits
 from fluxd.core.entry import Stamp
 from fluxd.core.errors import CorruptDataError
+from fluxd.core.retention import SegmentSummary
 from fluxd.core.types import Offset, RaftIndex, Term
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import walk_frames, walk_headers
@@ -45,6 +46,19 @@ class Segments:
     def following(self, number: int) -> Stamp | None:
         """First entry of the segment after that place; None: there is none."""
         return self.all[number + 1].first if number + 1 < len(self.all) else None
+
+    def summaries(self, last: Stamp) -> list[SegmentSummary]:
+        """All segments, as retention looks at them.
+
+        Args:
+            last: stamp of the last entry.
+        """
+        ends = [(following.base_offset, following.first.append_time_ms) for following in self.all[1:]]
+        ends.append((last.next_offset, last.append_time_ms))
+        return [
+            SegmentSummary(segment.base_offset, end, segment.size, segment.last_append_time_ms or time_ms)
+            for segment, (end, time_ms) in zip(self.all, ends, strict=True)
+        ]
 
     # ---- terms
 

@@ -139,6 +139,18 @@ def load_snapshot(
     return None
 
 
+def read_snapshot_file(fs: FileSystem, directory: str, group: GroupId, max_index: RaftIndex) -> tuple[RaftIndex, bytes]:
+    """The newest sound snapshot at or below an index, as it stands in its file; (0, b""): none. Blocks."""
+    for index in reversed(snapshot_indexes(fs, directory)):
+        if index <= max_index:
+            with closing(fs.open(f"{directory}/{snapshot_name(index)}")) as file:
+                data = file.read(0, file.size())
+            snapshot = decode_snapshot(group, data)
+            if snapshot is not None and snapshot.index == index:
+                return index, data
+    return RaftIndex(0), b""
+
+
 def snapshot_indexes(fs: FileSystem, directory: str) -> list[RaftIndex]:
     """Of the snapshots in a directory, ascending, whether they are sound or not."""
     return [

@@ -36,6 +36,17 @@ class TailCache:
         """Stamp and frame of an entry, when it is here."""
         return self._entries.get(index)
 
+    def frames(self, index: int, max_bytes: int, end_index: RaftIndex) -> list[bytes]:
+        """Frames from an entry on, at least one when it is here."""
+        frames: list[bytes] = []
+        while index <= end_index and (found := self._entries.get(index)) is not None:
+            max_bytes -= len(found[1])
+            if frames and max_bytes < 0:
+                break
+            frames.append(found[1])
+            index += 1
+        return frames
+
     def truncate(self, first_removed: RaftIndex) -> None:
         """Forget that index and all above."""
         while self._last >= first_removed and self._entries:

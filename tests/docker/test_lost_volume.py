@@ -11,7 +11,6 @@ from tests.docker.compose import NODES, ComposeProject
 from tests.docker.engine import wait_until
 from tests.docker.scene import scene
 from tests.docker.table import Row
-from tests.docker.test_cluster import fluxctl
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def cluster(projects: Callable[[str], ComposeProject]) -> ComposeProject:
 
 
 def test_lost_volume(cluster: ComposeProject, rows: list[Row]) -> None:
-    """The leader's volume is removed: it comes back empty, stays out of its old partitions and says why; writes go on,
+    """The leader's volume is removed: it comes back empty, copies what it lost and is in sync again; writes go on,
     and new topics use it."""
     victim = NODES[-1]
     with scene(cluster, "lost", "leader killed and its volume removed", rows, lost=[victim]) as stage:
@@ -32,14 +31,9 @@ def test_lost_volume(cluster: ComposeProject, rows: list[Row]) -> None:
         stage.load.wait_progress()
         cluster.up(victim)
         wait_until(lambda: is_up(cluster, victim), f"node {victim} is back")
-        wait_until(lambda: state_of(cluster, stage.topic, victim) == admin_pb2.REPLICA_STATE_UNADMITTED, "it is out")
-        for address in cluster.addresses.values():
-            told = fluxctl(address, "topics", "describe", stage.topic, "--why")
-            assert f"node {victim}: unadmitted: its vote is bound to data directory" in told
-            assert "the disk was replaced or wiped" in told
+        wait_until(lambda: victim in cluster.describe(stage.topic).isr, "it has copied what it lost and is in sync")
         acknowledged = stage.load.acknowledged
         wait_until(lambda: stage.load.acknowledged > acknowledged + 20, "writing goes on")
-        assert all(victim not in partition.isr for partition in cluster.admin.describe_topic(stage.topic).partitions)
     cluster.admin.create_topic("after", partitions=1, replication_factor=3, wait_ms=20_000)
     wait_until(lambda: victim in cluster.describe("after").isr, "a new topic is on it too")
 
@@ -50,8 +44,3 @@ def is_up(cluster: ComposeProject, node: int) -> bool:
         one.node_id == node and one.state == admin_pb2.NODE_STATE_UP
         for one in cluster.admin.describe_cluster(address=cluster.addresses[1]).nodes
     )
-
-
-def state_of(cluster: ComposeProject, topic: str, node: int) -> int:
-    """Of its replica of partition 0."""
-    return next(replica.state for replica in cluster.describe(topic).replica_states if replica.node_id == node)

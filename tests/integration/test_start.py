@@ -131,11 +131,11 @@ def test_strangers_do_not_get_in(tmp_path: Path) -> None:
         cluster.wait_ready()
 
 
-def test_wiped_disk_stays_out(tmp_path: Path) -> None:
-    """A node whose disk was lost meets its cluster again and serves, but its replicas neither vote nor acknowledge."""
+def test_wiped_disk_comes_back(tmp_path: Path) -> None:
+    """A node whose disk was lost meets its cluster again, stays out of its partitions until it has copied them, and
+    then counts again, also after a restart."""
     with Cluster(tmp_path) as cluster:
         cluster.create_topic("orders")
-        cluster.create_topic("probe")
         writer = Writer(cluster, "orders")
         writer.write(10)
         wiped = cluster.node(2)
@@ -145,14 +145,44 @@ def test_wiped_disk_stays_out(tmp_path: Path) -> None:
         wait_until(lambda: "replica_unadmitted" in wiped.log_text, "the replica says that it stays out")
         assert wait_until(lambda: fetch_values(wiped, "orders"), "node 2 passes reads on")[:1] == [b"0"]
         writer.write(5)
-        other = next(node for node in cluster.others(2) if node.node_id != cluster.leader_of("probe"))
-        other.kill()
-        for node in (node for node in cluster.nodes if node.running):
-            with pytest.raises(grpc.RpcError):  # REJECTED or UNKNOWN, never acknowledged: one disk is no majority
-                node.log_stub.Produce(produce_request("probe", b"x", timeout_ms=500), timeout=5)
-        other.start()
+        wait_until(lambda: _in_sync(cluster, "orders") == {1, 2, 3}, "node 2 is in sync again")
+        wiped.kill()
+        wiped.start()
+        cluster.wait_ready()
+        wait_until(lambda: _in_sync(cluster, "orders") == {1, 2, 3}, "node 2 is in sync after a restart")
+        cluster.node(3).kill()
         writer.write(5)
-        writer.check(other)
+        writer.check(wiped)
+
+
+def test_wiped_disk_does_not_vote(tmp_path: Path) -> None:
+    """While another replica is away nobody can say what was committed: one disk is no majority."""
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders")
+        writer = Writer(cluster, "orders")
+        writer.write(10)
+        wiped, absent = cluster.node(2), cluster.node(3)
+        wiped.kill()
+        absent.kill()
+        wiped.data_dir.rename(tmp_path / "gone")
+        wiped.start()
+        wait_until(lambda: "replica_unadmitted" in wiped.log_text, "the replica says that it stays out")
+        for node in (node for node in cluster.nodes if node.running):
+            with pytest.raises(grpc.RpcError):  # REJECTED or UNKNOWN, never acknowledged
+                node.log_stub.Produce(produce_request("orders", b"x", timeout_ms=500), timeout=5)
+        absent.start()
+        wait_until(lambda: _in_sync(cluster, "orders") == {1, 2, 3}, "node 2 is in sync again")
+        writer.write(5)
+        writer.check(wiped)
+
+
+def _in_sync(cluster: Cluster, topic: str) -> set[int]:
+    request = admin_pb2.DescribeTopicsRequest(names=[topic])
+    try:
+        response = cluster.node(1).admin.DescribeTopics(request, timeout=5)
+    except grpc.RpcError:
+        return set()
+    return set(response.topics[0].partitions[0].isr) if response.topics else set()
 
 
 def test_remote_stop_and_kill(tmp_path: Path) -> None:

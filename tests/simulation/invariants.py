@@ -16,6 +16,7 @@ from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
+from fluxd.storage.copies import MARK
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
@@ -81,7 +82,7 @@ class Invariants:
         self._votes_cache: dict[NodeId, tuple[bytes | None, tuple[int, NodeId | None]]] = {}
         self._log_starts: dict[int, int] = {}
         """commit index -> log start offset: a function of the committed entries"""
-        self._durable_votes: dict[tuple[NodeId, int], NodeId | None] = {}
+        self._durable_votes: dict[tuple[NodeId, bytes, int], NodeId | None] = {}
 
     # ------------------------------------------------------------------ after a step of one node
     def after_step(self, node: Watched) -> None:
@@ -190,7 +191,8 @@ class Invariants:
         if cached is not None and cached[0] == version:
             return cached[1]
         entries: dict[int, int] = {}
-        for name in disk.list(self._directory):
+        copying = disk.durable_bytes(f"{self._directory}/{MARK}") is not None  # may be thrown away again
+        for name in () if copying else disk.list(self._directory):
             if name.endswith(".seg"):
                 self._walk(disk.durable_bytes(f"{self._directory}/{name}") or b"", entries)
         self._durable_cache[node.node_id] = (version, entries)
@@ -263,7 +265,8 @@ class Invariants:
         result = self._parse_votes(data)
         self._votes_cache[node.node_id] = (data, result)
         term, voted_for = result
-        if voted_for is not None and self._durable_votes.setdefault((node.node_id, term), voted_for) != voted_for:
+        voter = (node.node_id, node.directory_id, term)  # a lost disk's vote is not known to the next one
+        if voted_for is not None and self._durable_votes.setdefault(voter, voted_for) != voted_for:
             raise Violation(f"I7: node {node.node_id} voted twice in term {term}")
         return result
 

@@ -73,8 +73,19 @@ class SimNode:
             self.node_id, self.directory_id, reactor=self.reactor, fs=self.disk, votes=votes,
             transport=SimTransport(self._network, self.node_id, self.reactor), log_event=self._log, votes_why=why,
         )  # fmt: skip
+        self.host.bind = self._bind
         self.host.open(GroupSpec(GROUP, 0, self._voters, self.bound_directory, self._segment_bytes))
         self._network.attach(self.node_id, self._deliver)
+
+    def _bind(self, spec: GroupSpec, done: Callable[[], None]) -> None:
+        """As if the metadata committed it."""
+        assert self.reactor is not None
+
+        def commit() -> None:
+            self.bound_directory = self.directory_id
+            done()
+
+        self.reactor.call_at(self._simulator.now + 0.05 * self._rng.random(), commit)
 
     def _open_votes(self) -> tuple[VoteFile | None, str]:
         try:

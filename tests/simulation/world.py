@@ -43,7 +43,7 @@ class Plan:
         """Mostly three nodes."""
         rng = random.Random(seed)
         return Plan(
-            nodes=rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)), wipes=rng.random() < 0.3, pace=rng.choice((0.5, 1.0, 2.5)),
+            nodes=rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)), wipes=rng.random() < 0.5, pace=rng.choice((0.5, 1.0, 2.5)),
             segment_bytes=rng.choice((4, 4, 16, 64)) * limits.KIB, trims=rng.random() < 0.7,
         )  # fmt: skip
 
@@ -201,7 +201,7 @@ class World:
         faults: list[tuple[int, Callable[[], None]]] = [
             (6, self._kill), (6, self._power_cut), (2, self._power_cut_many), (10, self._restart),
             (4, self._disconnect), (6, self._silent_cut), (10, self._heal_network), (4, self._change_weather),
-            (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (1, self._wipe),
+            (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (2, self._wipe),
             (6, self._isolate_leader),
         ]  # fmt: skip
         self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]()
@@ -378,6 +378,9 @@ class World:
             raise Violation(f"terms grow although nothing is wrong: {self.describe()}")
         self._check_answers()
         self._check_log()
+        for node in self.nodes.values():
+            self.counts["replicas_admitted"] += sum(" replica_admitted " in event for event in node.events)
+            self.counts["copies_begun_anew"] += sum(" copy_began_anew " in event for event in node.events)
 
     def _groups(self) -> list[Group]:
         return [node.group for node in self.nodes.values() if node.group is not None]
@@ -388,7 +391,8 @@ class World:
             (group.log.last_index, group.log.last_checksum, group.commit_index, group.log_start_offset)
             for group in groups
         }
-        return len(ends) == 1 and any(g.role is Role.LEADER for g in groups)
+        healed = len(self.nodes) < limits.COPY_VOTERS_MIN or len(groups) == len(self.nodes)
+        return len(ends) == 1 and healed and any(g.role is Role.LEADER for g in groups)
 
     def _check_answers(self) -> None:
         for attempt in self.history.attempts:

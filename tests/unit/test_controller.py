@@ -235,6 +235,27 @@ def test_the_image_is_the_same_after_a_restart(node: OneNode) -> None:
     assert frozenset().union(*(change.deleted_topics for change in again.changes)) == {gone.topic_id}
 
 
+def test_a_copied_replica_is_bound(node: OneNode) -> None:
+    """Once, to the directory that its node tells; one that is not copied stays out."""
+    node.register(2, 3)
+    topic = run(node, node.controller.create_topic(create("orders", replication_factor=3))).topic
+    status = peer_pb2.NodeStatus(node_id=2, directory_id=directory(7), advertised_address="host2:7000")
+    node.view.observe_status(status)
+    node.until(lambda: node.follower.image.nodes[NodeId(2)].directory_id == directory(7))
+    trouble = status.troubles.add(topic_id=topic.topic_id, partition=0, why="its disk was lost")
+    node.view.observe_status(status)
+    node.clock.advance(1.0)
+    assert node.follower.image.topics[topic.topic_id].partitions[0].directory_of(NodeId(2)) == directory(2)
+    trouble.copied = True
+    written = node.group.log_end_offset
+    for _ in range(3):
+        node.view.observe_status(status)
+    node.until(lambda: node.follower.image.topics[topic.topic_id].partitions[0].directory_of(NodeId(2)) == directory(7))
+    node.view.observe_status(status)
+    node.clock.advance(1.0)
+    assert node.group.log_end_offset == written + 1
+
+
 def test_a_node_that_does_not_lead_refuses() -> None:
     """NOT_LEADER, REJECTED, before anything is written."""
     node = OneNode()

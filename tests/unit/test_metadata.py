@@ -163,6 +163,25 @@ def test_register_node_adds_and_changes(commands: Commands) -> None:
         assert result.reason is Reason.INVALID_ARGUMENT
 
 
+def test_a_copied_replica_is_bound_to_its_nodes_directory(commands: Commands) -> None:
+    """Only to the directory that the node is registered with, only where it has a replica; nobody else changes."""
+    image, topic_id = with_topic(commands)
+    bound = Replica(NodeId(2), directory(9))
+    command = commands.bind_replica(topic_id, 1, FIRST_GENERATION, bound)
+    assert command.version == 2
+    assert apply(image, command)[1].reason is Reason.UNKNOWN_NODE
+    image, _ = apply(image, commands.register_node(Node(NodeId(2), directory(9), "host2:7000")))
+    image, result = apply(image, commands.bind_replica(topic_id, 1, FIRST_GENERATION, bound))
+    assert result.reason is None
+    first, second = image.topics[topic_id].partitions
+    assert first.directory_of(NodeId(2)) == directory(2)
+    assert second.replicas == (bound, Replica(NodeId(3), directory(3)), Replica(NodeId(1), directory(1)))
+    for number, generation, node in ((2, 0, 2), (1, 1, 2), (1, 0, 4)):
+        replica = Replica(NodeId(node), directory(9))
+        assert apply(image, commands.bind_replica(topic_id, number, generation, replica))[1].reason is not None
+    assert apply(image, commands.bind_replica(bytes(16), 0, 0, bound))[1].reason is Reason.UNKNOWN_TOPIC
+
+
 def test_a_repeated_command_is_applied_once(commands: Commands) -> None:
     """The same command again gives the same result and the same image, also after the topic is gone."""
     create = commands.create_topic("orders", partitions((1, 2, 3)), {})

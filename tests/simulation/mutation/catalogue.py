@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutation import durability, elections, proposals, replication, trimming
+from tests.simulation.mutation import copying, durability, elections, proposals, replication, trimming
 from tests.simulation.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -11,6 +11,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *elections.MUTANTS,
     *proposals.MUTANTS,
     *trimming.MUTANTS,
+    *copying.MUTANTS,
 )
 
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

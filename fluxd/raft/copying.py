@@ -1,0 +1,326 @@
+"""Copying to a replica that takes no part, because its disk was lost or its log is damaged.
+
+A durable mark precedes the first byte: while it is there the directory is no replica's, whatever else is in it. What
+was there before is set aside as it is. Then the leader's snapshot and its committed entries are asked for piece by
+piece, one request at a time and no faster than limits.COPY_BYTES_PER_SECOND; each piece is synced before the next is
+asked for. A request that is not answered is repeated, at whoever leads by then. After a restart the copy goes on where
+it was.
+
+When everything is there that the leader had committed, it is asked for the admission (`Leading.admit`), and what was
+committed until then is copied too. The vote in the term of the admission is spent and made durable; then the replica's
+binding to this directory is committed by the cluster; then the mark goes, durably; only then is the replica opened like
+any other.
+
+Why that is safe: from then on the replica is one that was cut off since the admission. All that its predecessor had
+acknowledged to that leader or to earlier ones was committed by then, and is here; all that it had promised to
+candidates was for terms that ended before; and what it still may have on its way is not counted
+(`Progress.admitted_at`, `VoteRequest.nonce`).
+
+Power lost before the mark is durable: what was there before is here or set aside; the copy begins again. Before the
+mark is removed durably: a piece of the log or all of it, perhaps the vote, perhaps the binding; the copy goes on, and
+asks to be admitted again. After that: a replica that was admitted takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fluxd.core import limits
+from fluxd.core.entry import Stamp, verify_frame
+from fluxd.core.errors import CorruptDataError, InvariantViolation
+from fluxd.core.runtime import Reactor, Timer
+from fluxd.core.types import NodeId, RaftIndex, Term
+from fluxd.raft.spec import GroupSpec
+from fluxd.raft.transport import Transport
+from fluxd.storage import copies
+from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.log import PartitionLog
+from fluxd.storage.votes import VoteFile
+from fluxlog.v1 import peer_pb2
+
+_AGAIN_AFTER = 5.0
+"""After an error of this node's disk."""
+_NOTHING_NEW = 0.1
+"""Until the next request, when the leader had nothing to send."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyContext:
+    """What the host hands in."""
+
+    reactor: Reactor
+    fs: FileSystem
+    transport: Transport
+    votes: VoteFile
+    log_event: Callable[..., None]
+    sync_votes: Callable[[], None]
+    """Have the votes synced soon; `Copying.on_votes_synced` follows."""
+    bind: Callable[[GroupSpec, Callable[[], None]], None]
+    """Commit that the replica's vote is bound to this node's directory, then call back."""
+    finished: Callable[[], None]
+    """The replica can be opened."""
+
+
+class Copying:
+    """The copy of one replica. `start` begins, `close` ends it."""
+
+    def __init__(self, spec: GroupSpec, context: CopyContext) -> None:
+        self._spec, self._context = spec, context
+        self._directory = f"partitions/{spec.group_id.directory_name}"
+        self._log: PartitionLog | None = None
+        self._busy = True
+        """A blocking step is under way, or an error is being waited out."""
+        self._closed = False
+        self._leader: tuple[int, NodeId] | None = None
+        self._nonce = 0
+        self._timer: Timer | None = None
+        self._not_before = 0.0
+        self._first_index = 0
+        """Of the leader's log; 0: not known yet."""
+        self._commit_index = 0
+        """The highest that a leader told."""
+        self._snapshot_index = 0
+        self._snapshot = bytearray()
+        self._admitted: tuple[Term, RaftIndex, NodeId] | None = None
+        self._vote_op: int | None = None
+
+    @property
+    def progress(self) -> str:
+        """For people: "copying, 40 %"."""
+        if self._vote_op is not None:
+            return "copied, being admitted"
+        if self._leader is None:
+            return "waiting for a leader to copy from"
+        last = self._log.last_index if self._log else 0
+        first = max(self._first_index, 1)
+        done = 100 * (last - first + 1) // (self._commit_index - first + 1) if self._commit_index >= first else 0
+        return f"copying, {min(max(done, 0), 100)} %"
+
+    # ------------------------------------------------------------------ begin and end
+    def start(self) -> None:
+        """Prepare the directory, then ask."""
+        self._busy = True
+        found: list[PartitionLog | None] = []
+
+        def prepare() -> None:
+            found.append(copies.open_or_begin(self._context.fs, self._spec.group_id, self._spec.generation))
+
+        def prepared() -> None:
+            self._log = found[0]
+            self._ask()
+
+        self._blocking([prepare], prepared)
+
+    def close(self) -> None:
+        """Stop; what was copied stays for the next time."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _blocking(self, steps: list[Callable[[], None]], then: Callable[[], None]) -> None:
+        """Run steps of the disk; nothing else happens meanwhile. An error begins the copy again, a little later."""
+        self._busy = True
+
+        def done(error: BaseException | None) -> None:
+            if self._closed:
+                return
+            if error is not None:
+                self._begin_again(f"{type(error).__name__}: {error}")
+                return
+            self._busy = False
+            then()
+
+        self._context.reactor.run_blocking(steps, done)
+
+    def _begin_again(self, why: str) -> None:
+        self._context.log_event("copy_interrupted", group=str(self._spec.group_id), why=why)
+        if self._log is not None:
+            self._log.close()
+        self._log, self._admitted, self._vote_op = None, None, None
+        self._busy = True
+        self._first_index = self._snapshot_index = 0
+        self._snapshot.clear()
+        self._at(_AGAIN_AFTER, self.start)
+
+    def _from_the_start(self, why: str) -> None:
+        """What is here cannot be continued."""
+        if self._log is not None:
+            self._log.close()
+        self._log, self._admitted = None, None
+        self._first_index = self._snapshot_index = 0
+        self._snapshot.clear()
+        self._context.log_event("copy_began_anew", group=str(self._spec.group_id), why=why)
+        self._blocking([lambda: copies.begin(self._context.fs, self._spec.group_id)], self._ask)
+
+    def _at(self, seconds: float, action: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        reactor = self._context.reactor
+        self._timer = reactor.call_at(reactor.now() + seconds, lambda: None if self._closed else action())
+
+    # ------------------------------------------------------------------ asking
+    def _ask(self) -> None:
+        """Ask for what is missing; again when there is no answer in time."""
+        if self._busy or self._closed or self._vote_op is not None:
+            return
+        reactor = self._context.reactor
+        wait = self._not_before - reactor.now()
+        if wait > 0:
+            self._at(wait, self._ask)
+            return
+        self._at(limits.COPY_RETRY, self._ask)
+        if self._leader is None:
+            return
+        message = peer_pb2.GroupMessage(
+            topic_id=self._spec.group_id.topic_id,
+            partition=self._spec.group_id.partition,
+            generation=self._spec.generation,
+        )
+        request = message.copy_request
+        request.leader_term = self._leader[0]
+        self._nonce = request.nonce = int(reactor.random() * (1 << 53)) + 1
+        if self._log is not None:
+            request.next_index = self._log.last_index + 1
+            request.admit = self._admitted is None and self._log.last_index >= self._commit_index > 0
+        elif self._first_index:
+            request.next_index = self._first_index
+        else:
+            request.snapshot_index, request.snapshot_position = self._snapshot_index, len(self._snapshot)
+        self._context.transport.send(self._leader[1], message)
+
+    def receive(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """Anything that a voter sends to this replica."""
+        if peer not in self._spec.voters or message.generation != self._spec.generation or self._closed:
+            return
+        body = message.WhichOneof("body")
+        if body == "append_entries":
+            self._leader_heard(message.term, peer)
+        elif body == "copy_reply" and message.copy_reply.nonce == self._nonce and not self._busy:
+            self._nonce = 0
+            self._take(peer, message)
+
+    def _leader_heard(self, term: int, peer: NodeId) -> None:
+        known = self._leader
+        if known is None or term > known[0]:
+            self._leader = (term, peer)
+            self._ask()
+
+    # ------------------------------------------------------------------ what comes
+    def _take(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        reply, size = message.copy_reply, message.ByteSize()
+        self._not_before = self._context.reactor.now() + size / limits.COPY_BYTES_PER_SECOND
+        self._commit_index = max(self._commit_index, reply.commit_index)
+        if reply.admitted:
+            self._admitted = (Term(message.term), RaftIndex(reply.admitted_index), peer)
+            self._go_on()
+        elif self._log is None and not self._first_index:
+            self._take_snapshot(reply)
+        elif reply.first_index > (self._log.last_index + 1 if self._log else self._first_index):
+            self._from_the_start(f"the leader's log begins with entry {reply.first_index} now")
+        elif reply.frames:
+            self._take_frames(list(reply.frames))
+        else:
+            self._not_before = self._context.reactor.now() + _NOTHING_NEW
+            self._go_on()
+
+    def _take_snapshot(self, reply: peer_pb2.CopyReply) -> None:
+        if reply.snapshot_index != self._snapshot_index:
+            self._snapshot_index = reply.snapshot_index
+            self._snapshot.clear()
+        if len(self._snapshot) < reply.snapshot_bytes:
+            self._snapshot += reply.snapshot
+        if len(self._snapshot) >= reply.snapshot_bytes:
+            self._first_index = reply.first_index
+        self._ask()
+
+    def _take_frames(self, frames: list[bytes]) -> None:
+        try:
+            stamps = [verify_frame(frame) for frame in frames]
+        except CorruptDataError as error:
+            self._context.log_event("copied_entries_refused", group=str(self._spec.group_id), why=str(error))
+            return
+        if self._log is not None:
+            self._append(frames, stamps)
+        elif stamps[0].raft_index == self._first_index:
+            self._create(frames, stamps)
+
+    def _create(self, frames: list[bytes], stamps: list[Stamp]) -> None:
+        created: list[PartitionLog] = []
+        snapshot = (RaftIndex(self._snapshot_index), bytes(self._snapshot)) if self._snapshot_index else None
+
+        def create() -> None:
+            created.append(
+                copies.create_log(
+                    self._context.fs, self._spec.group_id, self._spec.generation, frames[0], snapshot=snapshot,
+                    segment_bytes=self._spec.segment_bytes,
+                )
+            )  # fmt: skip
+
+        def go_on() -> None:
+            self._log = created[0]
+            self._append(frames[1:], stamps[1:])
+
+        self._blocking([create], go_on)
+
+    def _append(self, frames: list[bytes], stamps: list[Stamp]) -> None:
+        log = self._log
+        assert log is not None
+        try:
+            for frame, stamp in zip(frames, stamps, strict=True):
+                log.append(frame, stamp)
+        except InvariantViolation as error:  # another history than the leader's
+            self._from_the_start(str(error))
+            return
+        except OSError as error:
+            self._begin_again(str(error))
+            return
+        job = log.begin_sync()
+
+        def synced() -> None:
+            try:
+                log.finish_sync(job, log.last_index)
+            except OSError as error:
+                self._begin_again(str(error))
+                return
+            self._go_on()
+
+        self._blocking(job.steps, synced)
+
+    # ------------------------------------------------------------------ the admission
+    def _go_on(self) -> None:
+        log = self._log
+        if log is not None and self._admitted is not None and log.synced_index >= self._admitted[1]:
+            self._spend_vote()
+        else:
+            self._ask()
+
+    def _spend_vote(self) -> None:
+        assert self._admitted is not None
+        spec, votes = self._spec, self._context.votes
+        term, _, leader = self._admitted
+        known = votes.get(spec.group_id, spec.generation)
+        if known is None or known.term < term or (known.term == term and known.voted_for is None):
+            self._vote_op = votes.put(spec.group_id, spec.generation, term, leader)
+        else:
+            self._vote_op = votes.put(spec.group_id, spec.generation, known.term, known.voted_for)
+        self._context.sync_votes()
+        self.on_votes_synced()
+
+    def on_votes_synced(self) -> None:
+        """More of the node's votes is durable."""
+        if self._vote_op is None or self._context.votes.synced_op < self._vote_op or self._busy or self._closed:
+            return
+        self._busy = True
+        self._context.bind(self._spec, self._bound)
+
+    def _bound(self) -> None:
+        """The cluster has agreed that this directory has the vote."""
+        if self._closed or self._log is None:
+            return
+        self._log.close()
+        self._log = None
+        self._blocking([lambda: copies.finish(self._context.fs, self._spec.group_id)], self._context.finished)

@@ -1,0 +1,113 @@
+"""The leader's side of copying: pieces of its snapshot and of its committed log, and the admission.
+
+Stateless: each request is answered for itself, so that the copy goes on after anything that breaks, at this leader or
+another. What is not in memory is read in another thread. Who does not lead does not answer; the copying replica asks
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fluxd.core import limits
+from fluxd.core.runtime import Reactor
+from fluxd.core.types import NodeId, RaftIndex
+from fluxd.raft.guard import Guard
+from fluxd.storage.log import PartitionLog
+from fluxlog.v1 import peer_pb2
+
+Fill = Callable[[peer_pb2.CopyReply], None]
+"""Puts the answer into a reply."""
+
+
+class CopyServing:
+    """Of one replica.
+
+    Args:
+        wake: has the group stepped soon.
+    """
+
+    def __init__(self, guard: Guard, log: PartitionLog, reactor: Reactor, *, wake: Callable[[], None]) -> None:
+        self._guard, self._log, self._reactor, self._wake = guard, log, reactor, wake
+        self._reading: set[NodeId] = set()
+
+    def on_request(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        """One CopyRequest of a voter."""
+        request, guard, log = message.copy_request, self._guard, self._log
+        commit_index = guard.journal.commit_index
+        if not guard.is_leader or commit_index < guard.leading.term_start:
+            return
+        if request.leader_term != guard.term:
+            return  # of an earlier leadership: it may have been admitted since
+        progress = guard.leading.progress[peer]
+        progress.is_copying = not progress.admitted_at
+        if request.admit:
+            self._admit(peer, request)
+        elif request.next_index == 0:
+            read_file = log.snapshot_file()
+            self._read(peer, request, lambda: _with_snapshot(request, *read_file()))
+        elif log.first_index <= request.next_index <= commit_index:
+            index = RaftIndex(request.next_index)
+            plan = log.plan_entries(index, max_bytes=limits.COPY_CHUNK_BYTES, end_index=commit_index)
+            if isinstance(plan, list):
+                self._reply(peer, request, _with_frames(plan))
+            else:
+                read_frames = plan
+                self._read(peer, request, lambda: _with_frames(read_frames()))
+        else:
+            self._reply(peer, request, lambda reply: None)  # where the log begins and ends is the answer
+
+    def _admit(self, peer: NodeId, request: peer_pb2.CopyRequest) -> None:
+        def admitted(index: RaftIndex) -> None:
+            self._guard.log_event("replica_admitted", peer=peer, index=index)
+
+            def fill(reply: peer_pb2.CopyReply) -> None:
+                reply.admitted, reply.admitted_index = True, index
+
+            self._reply(peer, request, fill)
+
+        self._guard.leading.admit(peer, admitted)
+        self._wake()
+
+    def _read(self, peer: NodeId, request: peer_pb2.CopyRequest, read: Callable[[], Fill]) -> None:
+        """Answer with what a blocking read finds, one at a time for each peer."""
+        if peer in self._reading:
+            return
+        self._reading.add(peer)
+        found: list[Fill] = []
+        term = self._guard.term
+
+        def done(error: BaseException | None) -> None:
+            self._reading.discard(peer)
+            if error is not None:
+                self._guard.log_event("copy_read_failed", peer=peer, why=str(error))
+            elif self._guard.is_leader and self._guard.term == term:
+                self._reply(peer, request, found[0])
+
+        self._reactor.run_blocking([lambda: found.append(read())], done)
+
+    def _reply(self, peer: NodeId, request: peer_pb2.CopyRequest, fill: Fill) -> None:
+        guard = self._guard
+        message = guard.outbox.message()
+        message.copy_reply.nonce = request.nonce
+        message.copy_reply.first_index = self._log.first_index
+        message.copy_reply.commit_index = guard.journal.commit_index
+        fill(message.copy_reply)
+        guard.outbox.send(peer, message)
+
+
+def _with_frames(frames: list[bytes]) -> Fill:
+    def fill(reply: peer_pb2.CopyReply) -> None:
+        reply.frames.extend(frames)
+
+    return fill
+
+
+def _with_snapshot(request: peer_pb2.CopyRequest, index: RaftIndex, data: bytes) -> Fill:
+    position = request.snapshot_position if request.snapshot_index == index else 0
+
+    def fill(reply: peer_pb2.CopyReply) -> None:
+        reply.snapshot_index, reply.snapshot_bytes = index, len(data)
+        reply.snapshot = data[position : position + limits.COPY_CHUNK_BYTES]
+
+    return fill

@@ -1,0 +1,327 @@
+"""A replica whose disk was lost copies, is admitted, and takes part again; nothing that was acknowledged is lost,
+whatever its predecessor had promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fluxd.core.types import NodeId
+from fluxd.raft.offline import OfflineGroup
+from fluxd.raft.proposal import Committed
+from fluxd.raft.spec import Role
+from tests.simulation.disk import PowerCut
+from tests.simulation.lab import Lab, Message, is_append, is_reply
+from tests.simulation.node import GROUP, SimNode
+
+BIG = bytes(30_000)
+
+
+def lab_with(records: int = 4, nodes: int = 3) -> Lab:
+    """Node 1 leads; so many big records, on all disks."""
+    lab = Lab(nodes)
+    lab.elect(1)
+    for number in range(records):
+        lab.commit(1, b"%d" % number + BIG)
+    lab.until(lambda: lab[1].guard.leading.everywhere_on_disk == lab[1].log.last_index)
+    return lab
+
+
+def node(lab: Lab, number: int) -> SimNode:
+    return lab.nodes[NodeId(number)]
+
+
+def wipe(lab: Lab, number: int) -> None:
+    lab.kill(number)
+    node(lab, number).wipe()
+    lab.start(number)
+
+
+def takes_part(lab: Lab, number: int) -> bool:
+    return node(lab, number).group is not None
+
+
+def healed(lab: Lab, number: int = 3) -> Callable[[], bool]:
+    """It takes part and has what the leader has."""
+
+    def check() -> bool:
+        leader = lab.leader()
+        if leader is None or not takes_part(lab, number) or lab[number].leader_id != leader:
+            return False
+        return lab[number].commit_index == lab[leader].log.last_index
+
+    return check
+
+
+def is_entries(message: Message) -> bool:
+    return is_append(message) or (message.WhichOneof("body") == "copy_reply" and bool(message.copy_reply.frames))
+
+
+def test_a_wiped_replica_comes_back_and_counts_again() -> None:
+    """While records are written; afterwards it is one of two that keep the group going."""
+    lab = lab_with()
+    wipe(lab, 3)
+    assert node(lab, 3).replica is not None
+    lab.commit(1, b"meanwhile")
+    lab.until(healed(lab))
+    assert lab.values(3) == lab.values(1)
+    lab.kill(2)
+    lab.commit(1, b"with the copy's acknowledgement")
+
+
+def test_it_says_how_far_it_is() -> None:
+    """In words, while it waits and while it copies."""
+    lab = lab_with()
+    lab.network.hold = lambda source, target, message: message.WhichOneof("body") == "copy_reply"
+    wipe(lab, 3)
+    replica = node(lab, 3).replica
+    assert isinstance(replica, OfflineGroup)
+    assert replica.why.endswith("; waiting for a leader to copy from")
+    lab.until(lambda: replica.why.endswith("; copying, 0 %"))
+    assert replica.role is Role.UNADMITTED
+
+
+def test_a_wiped_disk_and_an_absent_node_lose_nothing() -> None:
+    """The record is on 1 and was on 3; without 1 nobody says what was committed, so nobody leads and nobody is
+    admitted. With 1 it is all there."""
+    lab = lab_with()
+    lab.cut((2,), (1, 3))
+    lab.commit(1, b"precious")
+    lab.kill(1)
+    wipe(lab, 3)
+    lab.heal()
+    lab.run(20)
+    assert lab.leader() is None
+    assert not takes_part(lab, 3)
+    lab.start(1)
+    lab.until(healed(lab), within=20)
+    assert b"precious" in lab.values(2)
+    assert b"precious" in lab.values(3)
+
+
+def is_admission(message: Message) -> bool:
+    return message.WhichOneof("body") == "copy_request" and message.copy_request.admit
+
+
+def test_nobody_is_admitted_while_another_replica_is_silent() -> None:
+    """Leader and newcomer are two of three, but one of them does not count; nor does an answer to an older question."""
+    lab = lab_with()
+    lab.network.hold = lambda source, target, message: source == 2
+    lab.until(lambda: bool(lab.network.held))
+    old = list(lab.network.held)
+    lab.network.hold = lambda source, target, message: target == 2
+    before = len(lab.network.sent)
+    wipe(lab, 3)
+    lab.until(lambda: any(is_admission(message) for _, _, message in lab.network.sent[before:]))
+    lab.run(0.05)
+    lab.network.release(old)
+    lab.run(0.2)
+    assert not takes_part(lab, 3)
+    lab.network.hold = lambda source, target, message: False
+    lab.until(healed(lab), within=20)
+
+
+def test_what_the_lost_disk_acknowledged_late_does_not_count() -> None:
+    """Its reply was on the way all the time."""
+    lab = lab_with()
+    lab.network.hold = lambda source, target, message: (
+        (is_reply(message) and source == 3) or (is_entries(message) and target == 2)
+    )
+    lab.propose(1, b"not committed")
+    lab.until(lambda: any(m.append_reply.durable_index == 7 for _, _, m in lab.network.held if is_reply(m)), within=5)
+    late = [held for held in lab.network.held if held[0] == 3]
+    lab.network.hold = lambda source, target, message: is_entries(message) and (target == 2 or is_append(message))
+    wipe(lab, 3)
+    lab.until(lambda: takes_part(lab, 3))
+    assert lab[1].commit_index == 6
+    lab.network.release(late)
+    lab.run(0.05)
+    assert lab[1].guard.counters["reply_of_a_lost_disk"] > 0
+    assert lab[1].commit_index == 6
+
+
+def test_a_vote_that_the_lost_disk_had_asked_for_does_not_elect() -> None:
+    """The old request, granted late for the old log, arrives while the new disk campaigns in the same term."""
+    lab = lab_with()
+    lab.network.hold = lambda source, target, message: (
+        (is_reply(message) and source == 3) or (is_entries(message) and target == 2)
+    )
+    answers = lab.propose(1, b"precious")
+    lab.until(lambda: lab[3].log.synced_index == 7)
+    kept = list(lab.network.held)
+    lab.network.hold = lambda source, target, message: source == 3
+    lab[3].guard.elections._campaign()
+    lab.until(lambda: any(m.WhichOneof("body") == "vote_request" for _, _, m in lab.network.held))
+    asked = [h for h in lab.network.held if h[1] == 2 and h[2].WhichOneof("body") == "vote_request"]
+    lab.network.hold = lambda source, target, message: is_entries(message) and (target == 2 or is_append(message))
+    wipe(lab, 3)
+    lab.until(lambda: takes_part(lab, 3))
+    assert lab[3].log.last_index == 6
+    lab.network.hold = lambda source, target, message: target == 3 or source == 3
+    lab.network.release([held for held in kept if held[1] == 2])
+    lab.until(lambda: bool(answers))
+    assert isinstance(answers[0], Committed)
+    lab.kill(1)
+    for other in (2, 3):
+        lab[other].guard.elections.deadline = lab.simulator.now + 1e6
+    lab.run(2.5)
+    lab[3].guard.elections._campaign()
+    lab.network.hold = lambda source, target, message: False
+    lab.network.release(asked)
+    lab.run(0.2)
+    assert lab[3].role is not Role.LEADER
+    assert lab[3].guard.counters["foreign_vote"] > 0
+
+
+def test_the_vote_of_the_term_of_admission_is_spent() -> None:
+    """Its predecessor may have given it to anybody."""
+    lab = lab_with()
+    lab.network.hold = lambda source, target, message: is_append(message)
+    wipe(lab, 3)
+    lab.until(lambda: takes_part(lab, 3))
+    request = lab[2].guard.outbox.message()
+    request.vote_request.last_index = request.vote_request.last_term = 100
+    assert request.term == lab[3].term
+    lab.network.hold = lambda source, target, message: source == 1
+    lab[3].guard.elections._heard_at = float("-inf")
+    before = len(lab.network.sent)
+    lab[3].receive(NodeId(2), request)
+    lab.run(0.2)
+    assert not [m for source, _, m in lab.network.sent[before:] if source == 3 and m.WhichOneof("body") == "vote_reply"]
+
+
+def test_everything_up_to_the_admission_is_copied_first() -> None:
+    """What was committed while it asked."""
+    lab = lab_with()
+    lab.network.hold = lambda source, target, message: is_admission(message)
+    wipe(lab, 3)
+    lab.until(lambda: bool(lab.network.held))
+    lab.commit(1, b"meanwhile")
+    lab.network.hold = lambda source, target, message: target == 3 and is_entries(message)
+    lab.network.release()
+    lab.run(0.7)
+    assert not takes_part(lab, 3)
+    lab.network.hold = lambda source, target, message: False
+    lab.until(healed(lab))
+
+
+def test_what_the_lost_disk_acknowledged_is_committed_before_it_is_admitted() -> None:
+    """The leader counts it already: then the newcomer must have it, too."""
+    lab = lab_with(nodes=5)
+    lab.network.hold = lambda source, target, message: is_entries(message) and target in (2, 4, 5)
+    lab.propose(1, b"acknowledged, not committed")
+    lab.until(lambda: lab[1].guard.leading.progress[NodeId(3)].match == 7)
+    wipe(lab, 3)
+    lab.run(0.8)
+    assert lab[1].commit_index == 6
+    assert not takes_part(lab, 3)
+    lab.network.hold = lambda source, target, message: False
+    lab.until(healed(lab), within=20)
+
+
+def start_until_power_cut(lab: Lab, after: int) -> bool:
+    """Start node 3 and let it copy until the power fails at an operation; True: it did not come to that."""
+    node(lab, 3).disk.cut_after(after)
+    try:
+        lab.start(3)
+        lab.until(lambda: takes_part(lab, 3))
+    except PowerCut:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trim", [False, True])
+def test_power_cut_at_every_step_of_a_copy(trim: bool) -> None:
+    """And once more after that: the copy goes on or begins again, nobody is misled, everything is there in the end."""
+    completed, after = False, 0
+    while not completed:
+        lab = lab_with(6)
+        if trim:
+            lab[1].trim(lab[1].trim_limit, lambda error: None)
+            lab.until(lambda lab=lab: all(lab[n].log.first_index > 1 for n in (1, 2, 3)))  # type: ignore[misc]
+        expected, last = lab[1].log.last_checksum, lab[1].log.last_index
+        lab.kill(3)
+        node(lab, 3).wipe()
+        for _ in range(2):
+            completed = start_until_power_cut(lab, after)
+            if completed:
+                break
+            lab.kill(3, power=True)
+        if not completed:
+            lab.start(3)
+            lab.until(healed(lab), within=20)
+            assert lab[3].log.stamp_at(last).checksum == expected
+            assert lab[3].log_start_offset == lab[1].log_start_offset
+        after += 1
+    assert after > 15
+
+
+def test_the_state_comes_with_a_log_that_begins_in_the_middle() -> None:
+    """A retry of what was trimmed long ago is recognised by the copy."""
+    lab = lab_with(0)
+    answers = lab.propose(1, b"first", b"p" * 16, 0)
+    lab.until(lambda: bool(answers))
+    for number in range(10):
+        lab.commit(1, b"%d" % number + BIG)
+    lab.until(lambda: lab[1].trim_limit == 10)
+    lab[1].trim(lab[1].trim_limit, lambda error: None)
+    lab.until(lambda: all(lab[n].log.first_index > 1 for n in (1, 2, 3)))
+    wipe(lab, 3)
+    lab.until(healed(lab))
+    assert lab[3].log_start_offset == 10
+    lab.elect(3)
+    again = lab.propose(3, b"first", b"p" * 16, 0)
+    lab.until(lambda: bool(again))
+    assert isinstance(again[0], Committed)
+    assert (again[0].base_offset, again[0].duplicate) == (0, True)
+
+
+def test_a_damaged_log_is_set_aside_and_copied() -> None:
+    """What is there is kept for those who want to know what happened."""
+    lab = lab_with()
+    lab.kill(3)
+    disk = node(lab, 3).disk
+    directory = f"partitions/{GROUP.directory_name}"
+    disk.flip_bit(f"{directory}/{1:020d}.seg", 40_000)
+    disk.flip_bit(f"{directory}/state", 40)
+    disk.flip_bit(f"{directory}/state", 552)
+    lab.start(3)
+    assert not takes_part(lab, 3)
+    lab.until(healed(lab))
+    assert lab.values(3) == lab.values(1)
+    assert disk.list(f"quarantine/{GROUP.directory_name}.1")
+
+
+def test_two_lost_disks_of_five() -> None:
+    """Those who copy need not confirm; a third one would be too many."""
+    lab = lab_with(nodes=5)
+    wipe(lab, 4)
+    wipe(lab, 5)
+    lab.until(lambda: healed(lab, 4)() and healed(lab, 5)(), within=20)
+
+
+def test_two_replicas_cannot_be_repaired() -> None:
+    """No majority is left that could say what was committed."""
+    lab = lab_with(nodes=2)
+    wipe(lab, 2)
+    lab.run(10)
+    assert not takes_part(lab, 2)
+
+
+def test_a_copy_goes_on_at_the_next_leader() -> None:
+    """Nothing of what is there is asked for again."""
+    lab = lab_with(6)
+    lab.network.hold = lambda source, target, message: is_admission(message)
+    wipe(lab, 3)
+    lab.until(lambda: bool(lab.network.held))
+    lab[1].transfer(NodeId(2))
+    lab.until(lambda: lab.leader() == 2)
+    asked = len(lab.network.sent)
+    lab.network.hold = lambda source, target, message: False
+    lab.until(healed(lab))
+    wanted = [
+        m.copy_request.next_index for _, _, m in lab.network.sent[asked:] if m.WhichOneof("body") == "copy_request"
+    ]
+    assert min(wanted) >= 8
