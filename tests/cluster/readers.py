@@ -17,12 +17,18 @@ class Reader(Client):
     def __init__(self, name: str, scene: Scene) -> None:
         super().__init__(name, scene)
         self.positions: dict[int, int] = {}
+        self.known_as = name
+        """In the history."""
 
-    def assign(self, partitions: int) -> None:
-        """Read all partitions, from where it was, or a little below after a crash."""
-        self.positions = {number: self.positions.get(number, 0) for number in range(partitions)}
+    def assign_all(self) -> None:
+        """Read all partitions, from where it was."""
+        self.positions = {number: self.positions.get(number, 0) for number in range(self.scene.partitions)}
+        self.assign()
+
+    def assign(self) -> None:
+        """Enter what is read from now on, and from where."""
         names = {self.scene.name_of(number): offset for number, offset in self.positions.items()}
-        self.scene.history.assign(self.name, names, self.now)
+        self.scene.history.assign(self.known_as, names, self.now)
 
     async def fetch(self, address: str, partition: int, wait_ms: int = 0) -> int | FluxError:
         """Ask once; the new position."""
@@ -50,7 +56,7 @@ class Reader(Client):
             log_start_offset=start,
         )  # fmt: skip
         self.positions[partition] = start
-        self.assign(len(self.positions))
+        self.assign()
         return True
 
     def take(self, data: bytes, partition: int, invoked: float) -> None:
@@ -59,7 +65,7 @@ class Reader(Client):
         name = self.scene.name_of(partition)
         if runs:
             self.scene.history.poll_runs(
-                self.name, invoked, self.now, [(name, offset, values) for offset, values in runs if values]
+                self.known_as, invoked, self.now, [(name, offset, values) for offset, values in runs if values]
             )
         self.positions[partition] = response.status.next_offset
         self.scene.saw(partition, response.status.high_watermark)
@@ -77,7 +83,7 @@ class NodeReader(Reader):
         self.positions = {number: max(0, at - self.rng.randint(0, 50)) for number, at in self.positions.items()}
         while self.scene.reading:
             if len(self.positions) != self.scene.partitions:
-                self.assign(self.scene.partitions)
+                self.assign_all()
             for partition in tuple(self.positions):
                 answer = await self.fetch(self._address, partition, self.rng.choice((0, 0, 200, 1_000)))
                 if isinstance(answer, FluxError) and not answer.traits.retriable:
@@ -91,7 +97,7 @@ class Follower(Reader):
     async def live(self) -> None:
         """Again and again."""
         while self.scene.reading:
-            self.assign(self.scene.partitions)
+            self.assign_all()
             partition = self.rng.randrange(self.scene.partitions)
             try:
                 async with asyncio.timeout(self.rng.choice((0.3, 1.0, 4.0))):
@@ -154,8 +160,9 @@ class FinalReader(Reader):
 
     async def live(self) -> None:
         """Until all is read. The world bounds the time."""
-        self.assign(self.scene.partitions)
         for partition, end in sorted(self.scene.ends.items()):
+            self.known_as, self.positions = f"{self.name}-{partition}", {partition: 0}
+            self.assign()
             while self.positions[partition] < end:
                 answer = await self.fetch(self._address, partition)
                 if isinstance(answer, FluxError):
