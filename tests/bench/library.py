@@ -22,7 +22,7 @@ from typing import Any
 from fluxd import tuning
 from fluxlog import Connection, Consumer, Producer
 from tests.bench import machine, reading
-from tests.bench.figures import Case
+from tests.bench.figures import Case, percentile
 from tests.bench.load import Load, produce
 from tests.bench.nodes import Nodes, running_nodes
 from tests.bench.usage import Meter, Usage
@@ -149,6 +149,58 @@ class Bench:
         bare = await reading.follow_decoded(leader, topic, count, 1024 * 1024, self._nodes.processes)
         self._note("bare Follow, all values", record, bare.records, bare.usage)
 
+    # ---- from send to the handler
+
+    async def end_to_end(self, per_second: float) -> None:
+        """How long a record of 100 bytes takes from the moment it was due to be sent until it is in the consumer's
+        hands: sent at a steady rate, whether or not the ones before have arrived."""
+        scope = self._nodes.topic(1)
+        topic, _ = await asyncio.to_thread(scope.__enter__)
+        try:
+            meter = Meter(self._nodes.processes)
+            taken_s = await self._time_records(topic, per_second)
+            usage = meter.stop()
+        finally:
+            await asyncio.to_thread(scope.__exit__, None, None, None)
+        case = self.cases.setdefault("end to end", Case(f"end to end, {per_second:g}/s of 100 B", "ms p50"))
+        ms = [1000 * seconds for seconds in taken_s]
+        case.runs.append(
+            {
+                "figure": percentile(ms, 0.5),
+                "p99": percentile(ms, 0.99),
+                "p999": percentile(ms, 0.999),
+                "max": max(ms),
+                "records": len(ms),
+                "others_cores": usage.others_cores,
+            }
+        )
+        print(Case(case.name, case.unit, case.runs[-1:]).row(), flush=True)
+
+    async def _time_records(self, topic: str, per_second: float) -> list[float]:
+        count, taken_s = int(2 * self._seconds * per_second), list[float]()
+        warm_up = int(per_second)
+        async with (
+            Producer(self._addresses) as producer,
+            Consumer(self._addresses, topic, start="earliest") as consumer,
+            asyncio.TaskGroup() as tasks,
+        ):
+            await producer.send(topic, bytes(100))
+
+            async def consume() -> None:
+                async for record in consumer:
+                    if record.offset:
+                        taken_s.append(time.perf_counter() - float((record.value or b"0").rstrip(b" ")))
+                    if record.offset == count:
+                        return
+
+            tasks.create_task(consume())
+            began = time.perf_counter()
+            for number in range(count):
+                due = began + number / per_second
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                producer.send_nowait(topic, f"{due:.9f}".encode().ljust(100))
+        return taken_s[warm_up:]
+
     def _note(self, name: str, record: int, count: int, usage: Usage, **rest: Any) -> None:
         case = self.cases.setdefault(f"{name}, {record} B", Case(f"{name}, {record} B", "records/s"))
         rate = count / usage.seconds
@@ -177,6 +229,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--records", default="100,1000", help="bytes, with commas")
     parser.add_argument("--tasks", type=int, default=4_000)
+    parser.add_argument("--per-second", type=float, default=1_000.0, help="records, end to end")
     parser.add_argument("--consumed-mb", type=int, default=300)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
@@ -193,6 +246,7 @@ def main() -> None:
             print(f"round {number} of {rounds}", flush=True)
             for record in arguments.records.split(","):
                 runner.run(bench.round(int(record)))
+            runner.run(bench.end_to_end(arguments.per_second))
     print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
     print(f"3 nodes and 1 client, replication factor 3, 1 partition, runs of {seconds:g} s, {rounds} rounds\n")
     for case in bench.cases.values():
