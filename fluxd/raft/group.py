@@ -240,10 +240,9 @@ class Group(Standing):
 
     @property
     def trim_limit(self) -> Offset:
-        """How far a leader may move the log start: all replicas have an entry with that record on disk, so that none
-        will ever need what is before it."""
+        """How far a leader may move the log start: all replicas have what is before it on disk (see `head.py`)."""
         index = self.guard.leading.everywhere_on_disk
-        return Offset(max(self.log.next_offset_at(index) - 1, 0)) if index >= self.log.first_index else Offset(0)
+        return self.log.next_offset_at(index) if index >= self.log.first_index else Offset(0)
 
     def _propose_trim(self, log_start_offset: Offset) -> None:
         log = self.log

@@ -2,8 +2,9 @@
 
 A log begins with the birth entry until its head is trimmed; from then on a snapshot vouches for where it begins: it is
 of this group, after an entry that the log still has (the chain of checksums ties it to this log), and its log start is
-at or behind the first offset that the log has. Whole closed segments go whose records all lie below the log start, and
-behind which the snapshot's entry stands.
+at or behind the first offset that the log has. Whole closed segments go when the one behind begins below the log start
+and at or before the snapshot's entry. (Below, not at: the leader knows of the records below the log start that every
+replica has them, so every replica has the entry with which the log then begins.)
 
 Crash windows of a trim. Steps: snapshot written, synced, its name synced; sync mark written with a sync (an older
 durable one might name a segment that goes); segments removed, the oldest first; directory synced.
@@ -36,7 +37,7 @@ def removable(segments: Sequence[Segment], log_start_offset: Offset, snapshot_in
     """
     count = 0
     for following in segments[1:]:
-        if not log_start_offset or following.base_offset > log_start_offset or following.first_index > snapshot_index:
+        if following.base_offset >= log_start_offset or following.first_index > snapshot_index:
             break
         count += 1
     return count

@@ -66,7 +66,7 @@ def test_the_active_segment_stays(disk: SimDisk) -> None:
     """Also when all records lie below the log start; entries can be appended behind."""
     log = filled(disk)
     trim(log, 30)
-    assert segments(disk) == [log.first_index]
+    assert segments(disk)[0] == log.first_index > 20
     append(log)
     sync(log, log.last_index)
     assert open_log(disk, SMALL).log_end_offset == 31
@@ -89,6 +89,17 @@ def test_nothing_goes_above_the_log_start_of_the_snapshot(disk: SimDisk) -> None
     log.log_start_offset = Offset(29)
     run(log.trim_prefix(Offset(12), log.commit_index))
     assert open_log(disk, SMALL).log_start_offset == 12
+
+
+def test_entries_without_records_behind_the_log_start_stay(disk: SimDisk) -> None:
+    """Nobody knows of them that all replicas have them."""
+    log = filled(disk, 5)
+    for _ in range(20):
+        append(log, records=0)
+    sync(log, log.last_index)
+    trim(log, 5)
+    assert 1 < log.first_index <= 6
+    assert log.stamp_at(log.first_index).record_count
 
 
 def test_what_is_not_synced_stays(disk: SimDisk) -> None:

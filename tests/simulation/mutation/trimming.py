@@ -33,6 +33,18 @@ MUTANTS = (
         guard=_STORAGE + "test_nothing_goes_above_the_log_start_of_the_snapshot",
     ),
     Mutant(
+        "trim-boundary",
+        "a log never begins with an entry that a replica may lack",
+        (
+            Edit(
+                _HEAD,
+                "if following.base_offset >= log_start_offset or",
+                "if following.base_offset > log_start_offset or",
+            ),
+        ),
+        guard=_STORAGE + "test_entries_without_records_behind_the_log_start_stay",
+    ),
+    Mutant(
         "trim-mark",
         "the sync mark is durable before a segment goes",
         (Edit(_LOG, "            self._state.make_durable,\n", ""),),
