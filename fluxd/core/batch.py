@@ -294,6 +294,8 @@ def _records_of_frames(frames: memoryview, from_offset: int) -> Iterator[record_
         frame = frames[position : position + entry.read_stamp(frames, position).frame_bytes]
         stamp = entry.verify_frame(frame)
         position += len(frame)
+        if stamp.kind is not entry.EntryKind.RECORDS:
+            continue  # Raft's own: what it holds is no batch
         base_offset = stamp.base_offset
         for data in entry.split_batches(frame):
             batch = _parse(data)

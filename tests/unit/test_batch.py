@@ -208,6 +208,16 @@ def test_a_reader_honours_offset_deltas() -> None:
             records_from_frames(frame_of(message(offset_deltas=odd).SerializeToString(), record_count=2), 0)
 
 
+def test_records_behind_an_entry_that_moves_the_log_start() -> None:
+    """Raft's own entries lie between: what they hold is no batch."""
+    own = build_frame(
+        kind=EntryKind.TRIM, base_offset=7, raft_index=1, leader_epoch=1, append_time_ms=1, record_count=0,
+        previous_checksum=0, log_start_offset=5,
+    )  # fmt: skip
+    records = records_from_frames(own + frame_of(encode_batch([b"v"]), record_count=1), 0)
+    assert [record.value for record in records] == [b"v"]
+
+
 def test_frames_are_verified_before_records_are_taken_from_them() -> None:
     """A flipped bit on disk is no record."""
     frame = bytearray(frame_of(encode_batch([b"abc"]), record_count=1))
