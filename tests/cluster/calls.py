@@ -72,6 +72,7 @@ class SimCall:
         self._messages: deque[bytes] = deque()
         self._changed = asyncio.Event()
         self._untaken = 0
+        self._sender: asyncio.Future[None] | None = None
         self._timer = self._loop.call_later(timeout, self._expire) if timeout is not None else None
         channel.begin(self)
 
@@ -106,6 +107,19 @@ class SimCall:
                 self._channel.wire.counts["frames_duplicated"] += 1
                 self._untaken += 1
                 self._tell(lambda remote: remote.feed(data))
+
+    def send_all(self, requests: AsyncIterator[bytes]) -> None:
+        """Send what an iterator yields, as long as the call lasts."""
+
+        async def send() -> None:
+            try:
+                async for request in requests:
+                    await self.write(request)
+                await self.done_writing()
+            except (aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # the call is over: its reader is told
+
+        self._sender = self._loop.create_task(send())
 
     async def done_writing(self) -> None:
         """The stream of requests ends here."""
@@ -144,6 +158,8 @@ class SimCall:
             self._status = status
             if self._timer is not None:
                 self._timer.cancel()
+            if self._sender is not None:
+                self._sender.cancel()
             self._channel.ended(self)
             self._wake()
 
@@ -230,7 +246,14 @@ class SimChannel:
 
     def stream_stream(self, method: str) -> Callable[..., SimCall]:
         """A method with streams both ways."""
-        return lambda **options: self._method(method)(None, **options)
+
+        def call(requests: AsyncIterator[bytes] | None = None, **options: Any) -> SimCall:
+            begun = self._method(method)(None, **options)
+            if requests is not None:
+                begun.send_all(requests)
+            return begun
+
+        return call
 
     def _method(self, method: str) -> Callable[..., SimCall]:
         def call(request: bytes | None, *, metadata: Metadata | None = None, timeout: float | None = None) -> SimCall:

@@ -16,6 +16,7 @@ from fluxlog.checker import Phase, check, report
 from tests.cluster.faults import Faults
 from tests.cluster.logs import captured
 from tests.cluster.loop import generator_hooks
+from tests.cluster.members import Ledger, Member
 from tests.cluster.node import SimNode
 from tests.cluster.readers import FinalReader, Follower, LatestReader, NodeReader
 from tests.cluster.scene import Client, Scene
@@ -45,6 +46,8 @@ class Plan:
     pace: float
     retention_bytes: int
     """0: all is kept."""
+    members: int
+    """Of a consumer group."""
 
     @staticmethod
     def of(seed: int) -> Plan:
@@ -54,7 +57,12 @@ class Plan:
         replicas = rng.choice((nodes, min(nodes, 3)))
         wipes_max = (replicas - 1) // 2 if rng.random() < 0.25 else 0
         return Plan(
-            nodes, replicas, wipes_max, pace=rng.choice((0.5, 1.0, 2.5)), retention_bytes=rng.choice((0, 0, 66_000))
+            nodes,
+            replicas,
+            wipes_max,
+            pace=rng.choice((0.5, 1.0, 2.5)),
+            retention_bytes=rng.choice((0, 0, 66_000)),
+            members=rng.choice((0, 0, 2, 3)),
         )
 
 
@@ -87,6 +95,7 @@ class World:
         )
         self.scene = Scene(self.simulator, self.wire, self.rng, seeds, self.counts, self.failures.append)
         self.scene.replicas, self.scene.retention_bytes = self.plan.replicas, self.plan.retention_bytes
+        self.ledger = Ledger()
         self.topics = TopicMaker("topics", self.scene)
         self.clients: list[Client] = [
             IdempotentWriter("idem1", self.scene), IdempotentWriter("idem2", self.scene),
@@ -94,6 +103,7 @@ class World:
             ConditionalWriter("cond2", self.scene), Follower("follow", self.scene), LatestReader("latest", self.scene),
             *(NodeReader(f"read{number}", self.scene, address) for number, address in seeds.items()),
             self.topics, Operator("operator", self.scene),
+            *(Member(f"member{number}", self.scene, self.ledger) for number in range(self.plan.members)),
         ]  # fmt: skip
         self.faults = Faults(
             self.nodes, self.clients, self.wire, self.watch, pace=self.plan.pace, wipes_max=self.plan.wipes_max,
@@ -145,10 +155,11 @@ class World:
 
     def _finish(self) -> None:
         self.scene.writing = False
-        writers = [client for client in self.clients if client.host.process is not None and client.host.name != "x"]
-        writers = [client for client in writers if not isinstance(client, (NodeReader, Follower, LatestReader))]
+        readers = (NodeReader, Follower, LatestReader, Member)
+        writers = [client for client in self.clients if not isinstance(client, readers)]
         self.run_until(lambda: all(client.over for client in writers), "every writer has its answers", HEAL_SECONDS)
         self._last_writes()
+        self.run_until(self._is_consumed, "the group has consumed everything", HEAL_SECONDS)
         self.scene.reading = False
         self._pass_time(CALM_SECONDS)
         self.scene.history.phase(Phase.FINAL_READ, self.simulator.now)
@@ -158,6 +169,11 @@ class World:
         terms = self._terms()
         self._pass_time(CALM_SECONDS)
         self._reckon(terms)
+
+    def _is_consumed(self) -> bool:
+        committed = {partition: offset for (_, partition), offset in self.ledger.committed.items()}
+        ends = self.scene.ends.items() if self.plan.members else ()
+        return all(committed.get(partition, 0) >= end for partition, end in ends)
 
     def _last_writes(self) -> None:
         """The history has a success in its last phase, in whatever state the run ended."""
