@@ -125,24 +125,32 @@ class Host:
         if self._votes is None and isinstance(opened, Opened):  # lost while the log was being opened
             opened.log.close()
             opened = self._votes_why
-        if isinstance(opened, str) or self._votes is None:
-            replica = OfflineGroup(spec, str(opened))
-            self._log_event("replica_unadmitted", group=str(spec.group_id), why=replica.why)
+        if isinstance(opened, Opened):
+            try:
+                replica = self._begin(spec, opened)
+            except Exception as failure:  # noqa: BLE001 - the boundary of fail-stop, before there is a replica to stop
+                opened.log.close()
+                opened = f"it could not be started: {type(failure).__name__}: {failure}"
+        if isinstance(opened, str):
+            replica = OfflineGroup(spec, opened)
+            self._log_event("replica_unadmitted", group=str(spec.group_id), why=opened)
             self._repair(replica)
-        else:
-            log = opened.log
-            log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
-            self._snapshots[spec.group_id] = (opened.snapshot_index, log.log_start_offset)
-            self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.written_bytes
-            context = GroupContext(
-                self.node_id, self._reactor, self._transport, self._votes, self._log_event,
-                wake=self.wake, enter=self._enter,
-            )  # fmt: skip
-            replica = Group(spec, log, opened.producers, opened.log_start, context)
         self.groups[spec.group_id] = replica
         if isinstance(replica, Group):
             self.wake(replica)
         return replica
+
+    def _begin(self, spec: GroupSpec, opened: Opened) -> Group:
+        assert self._votes is not None
+        log = opened.log
+        log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
+        self._snapshots[spec.group_id] = (opened.snapshot_index, log.log_start_offset)
+        self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.written_bytes
+        context = GroupContext(
+            self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
+            enter=self._enter,
+        )  # fmt: skip
+        return Group(spec, log, opened.producers, opened.log_start, context)
 
     def _why_unadmitted(self, spec: GroupSpec) -> str:
         if self._votes is None:

@@ -9,6 +9,7 @@ import pytest
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import GroupId, NodeId, Offset, Term
+from fluxd.raft.opening import Opened, open_replica
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.raft.spec import GroupSpec, Role
 from fluxd.storage.votes import COMPACT_BYTES, RECORD_BYTES
@@ -290,3 +291,22 @@ def test_leadership_is_not_offered_to_a_node_that_cannot_be_reached() -> None:
     answers = lab.propose(1, b"x")
     lab.until(lambda: bool(answers), within=0.5)
     assert outcome(answers) == "COMMITTED"
+
+
+def test_a_replica_that_cannot_begin_stays_out_and_takes_nobody_along() -> None:
+    """Its files vanish between the opening of its log and its first step (chaos seed 103: a topic's deletion)."""
+    lab = Lab()
+    lab.elect(1)
+    node = lab.nodes[NodeId(2)]
+    spec = lab[2].spec
+    lab.kill(2)
+    lab.start(2)
+    host = node.host
+    assert host is not None
+    host.close(spec.group_id)
+    opened = open_replica(node.disk, spec, has_voted=True)
+    assert isinstance(opened, Opened)
+    node.disk.remove_tree(f"partitions/{spec.group_id.directory_name}")
+    replica = host._adopt(spec, opened)
+    assert replica.role is Role.UNADMITTED
+    assert "could not be started" in replica.why and "FileNotFoundError" in replica.why
