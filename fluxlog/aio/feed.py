@@ -154,6 +154,11 @@ class Feed:
             track.paused = False
             self._start(track)
 
+    def fetch_again(self, track: Track) -> None:
+        """From its position."""
+        self._stop(track)
+        self._start(track)
+
     def suspend(self, *, suspended: bool) -> None:
         """Hand nothing out, of no partition, while it is not sure whose they are."""
         self._suspended = suspended

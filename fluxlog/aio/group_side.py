@@ -148,6 +148,8 @@ class GroupSide:
 
     def take_lapse(self, *, lapsed: bool) -> None:
         """See MemberSide."""
+        if lapsed and not self._feed.suspended:
+            self._hand.interrupt()
         self._feed.suspend(suspended=lapsed)
 
     def take_failure(self, failure: FluxlogError) -> None:

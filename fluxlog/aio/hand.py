@@ -90,6 +90,15 @@ class Hand:
         if self.chunk is not None and self.chunk.track is track:
             self.chunk.discarded = True
 
+    def interrupt(self) -> None:
+        """Hand out nothing more of what is in hand; it will be fetched again. What was handed out counts as ever."""
+        chunk = self.chunk
+        if chunk is not None and not chunk.stale:
+            track = chunk.track
+            track.position = self.position(track)
+            track.version += 1
+            self._feed.fetch_again(track)
+
     def position(self, track: Track) -> int:
         """Offset of the next record to come."""
         chunk = self.chunk

@@ -143,7 +143,8 @@ class TopicLanes:
         """Partitions in trouble are left out while there are others."""
         lanes, count = self.lanes, len(self.lanes)
         for step in range(1, count + 1):
-            if not lanes[(position + step) % count].queue.failures:
+            queue = lanes[(position + step) % count].queue
+            if not (queue.failures and queue.batches):
                 return (position + step) % count
         return (position + 1) % count
 

@@ -120,6 +120,7 @@ class Membership:
                 return
             if failure.reason == "FENCED_MEMBER":
                 self._become_another()
+                await asyncio.sleep(_BACKOFF_MIN)
                 continue
             if failure.from_server and not failure.retriable:
                 self._side.take_failure(failure)

@@ -89,6 +89,8 @@ class Producer:
         self._tasks = TaskSet()
         self._dispatch: Dispatch | None = None
         self._refreshing: set[str] = set()
+        self._left: list[Lane] = []
+        """Of partitions that are gone; what was in them still gets its outcome."""
         self._keeps_fresh = self._closed = False
 
     # ---- life
@@ -247,10 +249,9 @@ class Producer:
     async def flush(self) -> None:
         """Wait until everything that was sent before has its outcome. Failures are told to those who sent."""
         self._seal_all()
-        for topic in list(self._topics.values()):
-            for last in [lane.last for lane in topic.lanes if lane.unfinished]:
-                if last is not None:
-                    await last.finished()
+        for last in [lane.last for lane in self._lanes() if lane.unfinished]:
+            if last is not None:
+                await last.finished()
 
     async def ready(self, size: int = 1) -> None:
         """Wait until there is room for more records.
@@ -333,10 +334,13 @@ class Producer:
         self._dispatch.seal(lane)
 
     def _seal_all(self) -> None:
-        for lanes in self._topics.values():
-            for lane in lanes.lanes:
-                if lane.open is not None:
-                    self._seal(lane)
+        for lane in self._lanes():
+            if lane.open is not None:
+                self._seal(lane)
+
+    def _lanes(self) -> list[Lane]:
+        self._left = [lane for lane in self._left if lane.unfinished or lane.open is not None]
+        return [*self._left, *(lane for topic in self._topics.values() for lane in topic.lanes)]
 
     def _put_alone(
         self,
@@ -411,7 +415,8 @@ class Producer:
             self._take_topic(await self._metadata.topic(topic, fresh=True))
         except FluxlogError as failure:
             if failure.reason == "UNKNOWN_TOPIC":
-                self._topics.pop(topic, None)  # the next `send` asks again
+                gone = self._topics.pop(topic, None)  # the next `send` asks again
+                self._left += gone.lanes if gone is not None else ()
         finally:
             self._refreshing.discard(topic)
 
@@ -426,8 +431,7 @@ class Producer:
             queue = self._dispatch.pipeline.partition(info.name, number, target=target, topic_id=info.topic_id)
             if number >= len(topic.lanes):
                 topic.lanes.append(Lane(queue, topic))
-        for lane in topic.lanes[info.partitions :]:  # created anew, with fewer
-            self._seal(lane)
+        self._left += topic.lanes[info.partitions :]  # created anew, with fewer
         del topic.lanes[info.partitions :]
         topic.position %= info.partitions
 

@@ -40,6 +40,7 @@ class GroupCommand(_message.Message):
     RESET_OFFSETS_FIELD_NUMBER: _builtins.int
     REMOVE_GROUP_FIELD_NUMBER: _builtins.int
     FORGET_TOPICS_FIELD_NUMBER: _builtins.int
+    STATE_CHUNK_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Feature level needed to understand this command. A node that meets a higher one takes no further part in the
     partition; it does not skip.
@@ -65,6 +66,8 @@ class GroupCommand(_message.Message):
     def remove_group(self) -> Global___RemoveGroup: ...
     @_builtins.property
     def forget_topics(self) -> Global___ForgetTopics: ...
+    @_builtins.property
+    def state_chunk(self) -> Global___StateChunk: ...
     def __init__(
         self,
         *,
@@ -80,12 +83,13 @@ class GroupCommand(_message.Message):
         reset_offsets: Global___ResetGroupOffsets | None = ...,
         remove_group: Global___RemoveGroup | None = ...,
         forget_topics: Global___ForgetTopics | None = ...,
+        state_chunk: Global___StateChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign_partitions", b"assign_partitions", "command", b"command", "commit_offsets", b"commit_offsets", "forget_topics", b"forget_topics", "free_partitions", b"free_partitions", "join_member", b"join_member", "remove_group", b"remove_group", "remove_member", b"remove_member", "reset_offsets", b"reset_offsets"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign_partitions", b"assign_partitions", "command", b"command", "commit_offsets", b"commit_offsets", "forget_topics", b"forget_topics", "free_partitions", b"free_partitions", "join_member", b"join_member", "remove_group", b"remove_group", "remove_member", b"remove_member", "reset_offsets", b"reset_offsets", "state_chunk", b"state_chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign_partitions", b"assign_partitions", "command", b"command", "command_id", b"command_id", "commit_offsets", b"commit_offsets", "forget_topics", b"forget_topics", "free_partitions", b"free_partitions", "group", b"group", "join_member", b"join_member", "remove_group", b"remove_group", "remove_member", b"remove_member", "reset_offsets", b"reset_offsets", "time_ms", b"time_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign_partitions", b"assign_partitions", "command", b"command", "command_id", b"command_id", "commit_offsets", b"commit_offsets", "forget_topics", b"forget_topics", "free_partitions", b"free_partitions", "group", b"group", "join_member", b"join_member", "remove_group", b"remove_group", "remove_member", b"remove_member", "reset_offsets", b"reset_offsets", "state_chunk", b"state_chunk", "time_ms", b"time_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["join_member", "remove_member", "assign_partitions", "free_partitions", "commit_offsets", "reset_offsets", "remove_group", "forget_topics"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["join_member", "remove_member", "assign_partitions", "free_partitions", "commit_offsets", "reset_offsets", "remove_group", "forget_topics", "state_chunk"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -390,6 +394,41 @@ class ForgetTopics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetTopics: _TypeAlias = ForgetTopics  # noqa: Y015
+
+@_typing.final
+class StateChunk(_message.Message):
+    """The state itself, written into the log now and then, so that the log before `applied_offset` may be dropped. Changes
+    nothing where the log is applied from its beginning. GroupCommand.group is empty.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_OFFSET_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    applied_offset: _builtins.int
+    """Of the state: commands from here on are not in it."""
+    number: _builtins.int
+    """From 0."""
+    count: _builtins.int
+    data: _builtins.bytes
+    """This part of an encoded GroupsSnapshot."""
+    def __init__(
+        self,
+        *,
+        applied_offset: _builtins.int = ...,
+        number: _builtins.int = ...,
+        count: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_offset", b"applied_offset", "count", b"count", "data", b"data", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateChunk: _TypeAlias = StateChunk  # noqa: Y015
 
 @_typing.final
 class GroupsSnapshot(_message.Message):

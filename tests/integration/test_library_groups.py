@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import os
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -230,6 +232,39 @@ def test_members_go_on_when_the_coordinator_is_killed(cluster: Cluster, topic: s
             if not node.running:
                 node.start()
         cluster.wait_ready()
+
+
+def test_a_member_that_cannot_know_stops_handing_out(cluster: Cluster, topic: str) -> None:
+    """All nodes stand still: when the session may be over, the next record is not handed out, although it is there."""
+
+    async def scene() -> None:
+        async with (
+            Producer(addresses(cluster)) as producer,
+            Worker(cluster, topic, "lapsed") as worker,
+        ):
+            await until(lambda: len(worker.owned()) == PARTITIONS)
+            await producer.send_many(topic, [b"x"], partition=1)
+            await until(lambda: len(worker.handled) == 1)
+            worker.hold.clear()
+            await producer.send_many(topic, [b"x"] * 100, partition=1)
+            await until(lambda: worker.consumer.position(topic, 1) == 2)
+            pids = [node.process.pid for node in cluster.nodes if node.process is not None]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                await until(lambda: worker.consumer._feed.suspended)
+                worker.hold.set()
+                await until(lambda: len(worker.handled) == 2)  # the one that was in hand
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                assert len(worker.handled) == 2
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            await until(lambda: set(worker.handled) == {(1, offset) for offset in range(101)})
+
+    run(scene)
+    cluster.wait_ready()
 
 
 def test_more_members_than_partitions_leave_some_idle(cluster: Cluster, topic: str) -> None:

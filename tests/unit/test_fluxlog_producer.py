@@ -294,6 +294,44 @@ def test_an_unknown_topic_is_said_and_send_nowait_asks_for_preparation(cluster: 
     play(cluster, scene)
 
 
+def test_a_topic_that_was_deleted_and_created_again_is_learned_anew(cluster: FakeCluster) -> None:
+    async def scene(producer: Producer) -> None:
+        assert (await producer.send("t", b"old", partition=1)).partition == 1
+        del cluster.topics["t"]
+        with pytest.raises(RejectedError) as failure:
+            await producer.send("t", b"lost", partition=1)
+        assert failure.value.reason == "UNKNOWN_TOPIC"
+        cluster.create("t", 1)
+        while True:  # until the producer has learned of it
+            try:
+                assert (await producer.send("t", b"new", partition=0)).offset >= 0
+                await producer.send("t", b"no more", partition=1)
+            except FluxlogError as refusal:
+                if refusal.reason == "UNKNOWN_PARTITION":
+                    break
+        await producer.flush()
+        assert cluster.topics["t"][0].values[0] == b"new"
+
+    play(cluster, scene, delivery_timeout=0.3)
+
+
+def test_a_partition_in_trouble_is_left_out_while_there_are_others_and_tried_again(cluster: FakeCluster) -> None:
+    async def scene(producer: Producer) -> None:
+        await producer.prepare("t")
+        cluster.faults[0].extend([Fault.NO_QUORUM] * 1_000)
+        stuck = producer.send_nowait("t", b"stuck", partition=0)
+        await retried.wait()
+        for _ in range(4):
+            assert (await producer.send("t", b"elsewhere")).partition == 1
+        with pytest.raises(RejectedError):
+            await stuck
+        cluster.faults[0].clear()
+        assert {(await producer.send("t", b"anywhere")).partition for _ in range(4)} == {0, 1}
+
+    retried = asyncio.Event()
+    play(cluster, scene, delivery_timeout=0.5, on_retry=lambda _: retried.set())
+
+
 def test_closing_without_a_flush_gives_every_record_an_outcome(cluster: FakeCluster) -> None:
     async def scene(producer: Producer) -> None:
         await producer.prepare("t")
