@@ -33,7 +33,7 @@ from fluxd.core.metadata import (
     Topic,
 )
 from fluxd.core.metadata_commands import Commands
-from fluxd.core.names import check_configs, check_topic_name
+from fluxd.core.names import SEGMENT_BYTES, check_configs, check_topic_name
 from fluxd.core.placement import NodeLoad, assign
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import OFFSETS_TOPIC, GroupId, NodeId, Offset
@@ -100,8 +100,9 @@ class Controller:
         """
         if request.name == OFFSETS_TOPIC:
             request = admin_pb2.CreateTopicRequest(
-                name=OFFSETS_TOPIC, partitions=limits.OFFSETS_PARTITIONS, if_not_exists=True
-            )
+                name=OFFSETS_TOPIC, partitions=limits.OFFSETS_PARTITIONS, if_not_exists=True,
+                configs={SEGMENT_BYTES: str(limits.GROUPS_SEGMENT_BYTES)},
+            )  # fmt: skip
         check_topic_name(request.name, internal_allowed=request.name == OFFSETS_TOPIC)
         check_configs(dict(request.configs))
         count = request.partitions or 1

@@ -19,6 +19,7 @@ from fluxd.broker.coordinator_assigning import Assigning, Topics
 from fluxd.broker.coordinator_log import Applied, CoordinatorLog, OffsetsReplica
 from fluxd.broker.coordinator_revocations import Revocations
 from fluxd.broker.coordinator_session import Session
+from fluxd.broker.coordinator_trimming import LogTrimming
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.group_commands import GroupCommands
@@ -61,6 +62,7 @@ class Coordinator:
         """Topics that are not there were deleted, rather than not heard of yet."""
         self._sessions: dict[MemberKey, Session] = {}
         self._lapses: dict[MemberKey, tuple[float, Timer]] = {}
+        self._trimming = LogTrimming(reactor, self.log, self.commands)
         self._revocations = Revocations(reactor, self._take_overdue)
         self._owned: dict[str, tuple[int, dict[bytes, dict[PartitionId, Ownership]]]] = {}
         """Per group: generation, and what each member owns in it."""
@@ -134,6 +136,7 @@ class Coordinator:
                 self._arm_lapse(name, member)
             self._group_changed(name)
         self._arm_expiry()
+        self._trimming.begin()
         self._wants_metadata()
 
     def _end_term(self) -> None:
@@ -147,6 +150,7 @@ class Coordinator:
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
+        self._trimming.end()
         self._revocations.end()
         self.assigning.end()
         self._owned.clear()

@@ -22,6 +22,7 @@ from fluxd.broker.metadata import ReadableLog
 from fluxd.core import limits
 from fluxd.core.batch import batch_from_records, records_from_frames
 from fluxd.core.errors import CorruptDataError, FluxError, Reason
+from fluxd.core.group_snapshot import StateSearch
 from fluxd.core.groups import (
     GroupResult,
     GroupsState,
@@ -59,6 +60,7 @@ class OffsetsReplica(Protocol):
     def high_watermark(self) -> Offset: ...
     def submit(self, append: Append) -> None: ...
     def read_index(self, done: Callable[[FluxError | None], None]) -> None: ...
+    def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None: ...
     def fail(self, why: str) -> None: ...
 
 
@@ -100,6 +102,8 @@ class CoordinatorLog:
         """Appended, or being appended, and not applied."""
         self._waiting: list[tuple[Offset, Callable[[], None]]] = []
         self._reading = False
+        self._search: StateSearch | None = None
+        """The log's first records are gone: the state is found in it first."""
         self._stopped = False
         replica.on_commit.append(self._wake)
         self._wake()
@@ -209,7 +213,10 @@ class CoordinatorLog:
             self._reactor.call_soon(self._step)
 
     def _step(self) -> None:
-        replica, offset = self.replica, self.state.applied_offset
+        replica = self.replica
+        if self._position < replica.log_start_offset:
+            self._search = StateSearch(replica.log_start_offset)
+        offset = self._position
         if self._stopped or offset >= replica.high_watermark:
             self._reading = False
             return
@@ -227,7 +234,9 @@ class CoordinatorLog:
         out: list[bytes] = []
 
         def done(error: BaseException | None) -> None:
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and self._position < self.replica.log_start_offset:
+                self._reactor.call_soon(self._step)  # it was trimmed while it was being read
+            elif isinstance(error, Exception):
                 self._fail(error)
             elif error is not None:
                 raise error
@@ -236,22 +245,33 @@ class CoordinatorLog:
 
         self._reactor.run_blocking([lambda: out.append(plan())], done)
 
+    @property
+    def _position(self) -> Offset:
+        """Of the record to be read next."""
+        return self.state.applied_offset if self._search is None else self._search.position
+
     def _take(self, frames: bytes) -> None:
-        before = self.state.applied_offset
         try:
-            for record in records_from_frames(frames, before):
-                self._apply(record)
+            records = records_from_frames(frames, self._position)
+            if not records and not self._stopped:
+                raise CorruptDataError(f"no records at offset {self._position}, below the high watermark")
+            for record in records:
+                if self._search is None:
+                    self._apply(record)
+                elif (state := self._search.look(decode_group_command(record.value))) is not None:
+                    self.state, self._search = state, None  # what follows it was not applied yet: read it again
+                    break
         except (CorruptDataError, UnknownGroupCommand) as error:
             self._fail(error)
             return
-        if self.state.applied_offset == before and not self._stopped:
-            self._fail(CorruptDataError(f"no records at offset {before}, below the high watermark"))
-            return
+        self._tell_waiting()
+        self._reactor.call_soon(self._step)
+
+    def _tell_waiting(self) -> None:
         ready = [then for offset, then in self._waiting if offset <= self.state.applied_offset]
         self._waiting = [each for each in self._waiting if each[0] > self.state.applied_offset]
         for then in ready:
             then()
-        self._reactor.call_soon(self._step)
 
     def _apply(self, record: record_pb2.Record) -> None:
         command = decode_group_command(record.value)

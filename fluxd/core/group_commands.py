@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from fluxd.core import limits
 from fluxd.core.groups import GROUP_COMMAND_VERSION, Group, Member
 from fluxd.core.metadata import random_id
 from fluxd.core.types import GroupId as PartitionId
+from fluxd.core.types import Offset
 from fluxlog.v1 import group_log_pb2
+
+_CHUNK_BYTES = 512 * limits.KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,19 @@ class GroupCommands:
     def forget_topics(self, topic_ids: Iterable[bytes]) -> group_log_pb2.GroupCommand:
         """These topics were deleted."""
         return self._new("", forget_topics=group_log_pb2.ForgetTopics(topic_ids=sorted(topic_ids)))
+
+    def state_chunks(self, applied_offset: Offset, data: bytes) -> list[group_log_pb2.GroupCommand]:
+        """An encoded state, in as many commands as it takes."""
+        parts = [data[at : at + _CHUNK_BYTES] for at in range(0, len(data), _CHUNK_BYTES)]
+        return [
+            self._new(
+                "",
+                state_chunk=group_log_pb2.StateChunk(
+                    applied_offset=applied_offset, number=number, count=len(parts), data=part
+                ),
+            )
+            for number, part in enumerate(parts)
+        ]
 
     def _new(self, group: str, **command: object) -> group_log_pb2.GroupCommand:
         return group_log_pb2.GroupCommand(

@@ -142,6 +142,11 @@ GROUP_COMMANDS_QUEUED_MAX: Final = 4_096
 """Commands of one partition of __consumer_offsets that wait for the append before."""
 GROUPS_READ_BYTES: Final = 64 * KIB
 """Of the groups' log applied in one step of the loop."""
+GROUPS_TRIM_INTERVAL: Final = 10.0
+GROUPS_TRIM_RECORDS: Final = 20_000
+"""So many commands behind the start of its log a partition's state is written into it, and the log trimmed to there."""
+GROUPS_SEGMENT_BYTES: Final = 1 * MIB
+"""Of __consumer_offsets: what is trimmed goes by whole segments."""
 THIN_CREDITS_DEFAULT: Final = 500
 THIN_CREDITS_MAX: Final = 10_000
 """Records of a thin consumer that are not acknowledged."""

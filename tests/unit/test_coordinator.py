@@ -11,6 +11,7 @@ import pytest
 
 from fluxd.broker.cluster import ClusterView
 from fluxd.broker.coordinator import Coordinator
+from fluxd.broker.coordinator_log import Applied, CoordinatorLog
 from fluxd.broker.coordinator_session import Session
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
@@ -238,3 +239,39 @@ def test_topics_deleted_while_it_was_away_are_forgotten(node: OneNode) -> None:
     assert second.confirmations == 1
     second.until(lambda: not second.coordinator.log.state.groups["g"].offsets)
     assert second.owners() == {}
+
+
+def test_the_log_is_kept_short(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is written into the log, what is before it goes, and who begins there has the same state."""
+    monkeypatch.setattr(limits, "GROUPS_TRIM_RECORDS", 20)
+    session = node.join(1)
+    node.until_owners({0: 1, 1: 1})
+    for offset in range(30):
+        node.commit(1, offset)
+    node.until(lambda: node.group.log_start_offset > 0)
+    assert node.group.log_start_offset >= 20
+    node.commit(1, 30)
+    assert not session.ended
+    state = node.coordinator.log.state
+    node.host.stop()
+    second = OneNode(node.disk, node.metadata)
+    assert second.group.log_start_offset == node.group.log_start_offset
+    assert second.coordinator.log.state == state
+    assert second.join(1).resumed
+    second.commit(1, 31)
+
+
+def test_a_replica_that_falls_behind_the_start_finds_the_state(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had applied less than what was trimmed: it begins anew from the state in the log."""
+    monkeypatch.setattr(limits, "GROUPS_TRIM_RECORDS", 20)
+    node.join(1)
+    node.until_owners({0: 1, 1: 1})
+    for offset in range(30):
+        node.commit(1, offset)
+    node.until(lambda: node.group.log_start_offset > 0)
+    applied: list[Applied] = []
+    late = CoordinatorLog(node.clock.reactor, node.group, applied.append)
+    node.until(lambda: late.state == node.coordinator.log.state)
+    assert len(applied) < 30
+    node.commit(1, 30)
+    node.until(lambda: late.state == node.coordinator.log.state)
