@@ -7,8 +7,11 @@ import inspect
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -232,6 +235,71 @@ def test_members_go_on_when_the_coordinator_is_killed(cluster: Cluster, topic: s
             if not node.running:
                 node.start()
         cluster.wait_ready()
+
+
+class MemberProcess:
+    """A member in a process of its own, and what it has handled."""
+
+    def __init__(self, cluster: Cluster, topic: str, group: str, path: Path) -> None:
+        self._path = path
+        with path.open("wb") as out:
+            arguments = [",".join(addresses(cluster)), topic, group]
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.library_member", *arguments], stdout=out
+            )
+
+    def handled(self) -> list[tuple[int, int]]:
+        lines = self._path.read_text().splitlines(keepends=True)
+        return [(int(line.split()[0]), int(line.split()[1])) for line in lines if line.endswith("\n")]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def test_members_are_killed_and_no_record_is_skipped(cluster: Cluster, topic: str, tmp_path: Path) -> None:
+    """While records come in, two of three members are killed, one after the other. Each record is handled; each member
+    saw every partition in order; what comes again was handled after the last commit."""
+
+    async def scene() -> None:
+        members = [MemberProcess(cluster, topic, "killed", tmp_path / f"member-{number}") for number in range(3)]
+        try:
+            async with Producer(addresses(cluster)) as producer:
+                sent = 0
+                for victim in (0, 1, None):
+                    for _ in range(10):
+                        result = await producer.send_many(topic, [b"x"] * 100)
+                        sent += result.record_count
+                        await asyncio.sleep(0.02)
+                    if victim is not None:
+                        await until(lambda victim=victim: len(members[victim].handled()) > 0)
+                        members[victim].kill()
+                        await until(lambda: _union(members) >= 100)
+            await until(lambda: _union(members) == sent)
+            async with Admin(addresses(cluster)) as admin:
+                ends = await admin.latest_offsets(topic)
+
+                async def all_committed() -> bool:
+                    committed = await admin.groups.committed_offsets("killed")
+                    return {where.partition: offset for where, offset in committed.items()} == ends
+
+                await until(all_committed)
+            every = [place for member in members for place in member.handled()]
+            assert set(every) == {(partition, offset) for partition, end in ends.items() for offset in range(end)}
+            assert len(every) - len(set(every)) < sent / 2, "only what was not committed comes again"
+            for member in members:
+                for partition in ends:
+                    seen = [offset for place, offset in member.handled() if place == partition]
+                    assert seen == sorted(set(seen))
+        finally:
+            for member in members:
+                member.kill()
+
+    run(scene)
+
+
+def _union(members: list[MemberProcess]) -> int:
+    return len({place for member in members for place in member.handled()})
 
 
 def test_a_member_that_cannot_know_stops_handing_out(cluster: Cluster, topic: str) -> None:
