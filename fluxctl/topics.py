@@ -1,4 +1,4 @@
-"""fluxctl topics: create, list, describe, alter, add partitions, delete."""
+"""fluxctl topics: create, list, describe, alter, add partitions, delete; offsets, delete-records (records.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from fluxctl.describe import print_topics, topic_data
 from fluxctl.output import Output, OutputFormat, emit, plural, table
+from fluxctl.records import delete_records, offsets
 from fluxctl.session import session_of
 from fluxlog.admin import Admin
 
@@ -216,3 +217,7 @@ def delete(
         for name in names:
             deleted = admin.delete_topic(name, if_exists=if_exists)
             session.out.print(f"topic {name} {'deleted' if deleted else 'does not exist'}", markup=False)
+
+
+app.command()(offsets)
+app.command("delete-records")(delete_records)

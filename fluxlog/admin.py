@@ -128,6 +128,18 @@ class Admin:
             lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=if_exists
         ).deleted
 
+    def delete_records(self, topic: str, partition: int, before_offset: int) -> admin_pb2.DeleteRecordsResponse:
+        """Move the beginning of a partition: what is before an offset can be read no more. Repeating it is harmless.
+
+        Args:
+            before_offset: the first one to keep, at most the high watermark. For a time see `offsets.offsets_at`.
+
+        Raises:
+            FluxlogError: OFFSET_OUT_OF_RANGE; REPLICA_OFFLINE while a replica lacks records before it.
+        """
+        request = admin_pb2.DeleteRecordsRequest(topic=topic, partition=partition, before_offset=before_offset)
+        return self._client.call(lambda node: node.admin.DeleteRecords, request, patience=self._patience)
+
     def describe_cluster(self, *, address: str = "", timeout: float = 5.0) -> admin_pb2.DescribeClusterResponse:
         """The cluster as one node sees it: any that answers, or the one at an address."""
         request = admin_pb2.DescribeClusterRequest()

@@ -23,7 +23,7 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import Topic
 from fluxd.core.status import error_message
-from fluxd.core.types import METADATA_TOPIC, GroupId, NodeId
+from fluxd.core.types import METADATA_TOPIC, GroupId, NodeId, Offset
 from fluxlog.v1 import admin_pb2
 
 CONTROLLER_WAIT = limits.ELECTION_TIMEOUT_MAX + 1.0
@@ -41,6 +41,11 @@ class LeadingGroup(Protocol):
     """A group while this node leads it."""
 
     def transfer(self, to: NodeId | None) -> FluxError | None: ...
+    def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None: ...
+    @property
+    def log_start_offset(self) -> Offset: ...
+    @property
+    def high_watermark(self) -> Offset: ...
 
 
 class Routing(Protocol):
@@ -151,6 +156,31 @@ class Administration:
                 answer = await self._call(hint.node_id, "TransferLeadership", request)
                 return admin_pb2.TransferLeadershipResponse.FromString(answer)
         return admin_pb2.TransferLeadershipResponse(leader_node=hint.node_id, leader_epoch=hint.epoch)
+
+    async def delete_records(
+        self, request: admin_pb2.DeleteRecordsRequest, *, forwarded: bool
+    ) -> admin_pb2.DeleteRecordsResponse:
+        """See admin.proto."""
+        route = await self._routes.find(request.topic, request.partition, b"")
+        if route.topic.internal:
+            raise FluxError(Reason.PERMISSION_DENIED, f"topic {route.topic.name} belongs to the cluster")
+        hint = await self._routes.await_leader(route, LEADER_WAIT)
+        if hint.node_id != self._view.local.node_id:
+            if forwarded:
+                raise FluxError(Reason.NOT_LEADER, f"this node does not lead {route.name}, node {hint.node_id} does")
+            answer = await self._call(hint.node_id, "DeleteRecords", request)
+            return admin_pb2.DeleteRecordsResponse.FromString(answer)
+        group = self._routes.leading(route)
+        if group is None:
+            raise FluxError(Reason.NOT_LEADER, f"this node does not lead {route.name}")
+        future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
+        group.trim(Offset(request.before_offset), lambda error: None if future.done() else future.set_result(error))
+        error = await future
+        if error is not None:
+            raise self._routes.named(error, route)
+        return admin_pb2.DeleteRecordsResponse(
+            log_start_offset=group.log_start_offset, high_watermark=group.high_watermark
+        )
 
     async def _transfer(self, route: Route, to: NodeId | None) -> LeaderHint:
         me = self._view.local.node_id

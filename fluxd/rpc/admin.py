@@ -14,7 +14,16 @@ from fluxd.rpc.handling import Context
 from fluxlog.v1 import admin_pb2
 
 WRITES = frozenset(
-    {"CreateTopic", "AlterTopic", "AddPartitions", "DeleteTopic", "TransferLeadership", "StopNode", "KillNode"}
+    {
+        "CreateTopic",
+        "AlterTopic",
+        "AddPartitions",
+        "DeleteTopic",
+        "DeleteRecords",
+        "TransferLeadership",
+        "StopNode",
+        "KillNode",
+    }
 )
 """Methods whose errors say what became of the change."""
 
@@ -73,6 +82,12 @@ class AdminServicer:
     ) -> admin_pb2.DeleteTopicResponse:
         """See admin.proto."""
         return await self._administration().delete_topic(request, forwarded=self._is_forwarded(context))
+
+    async def DeleteRecords(  # noqa: N802
+        self, request: admin_pb2.DeleteRecordsRequest, context: Context
+    ) -> admin_pb2.DeleteRecordsResponse:
+        """See admin.proto."""
+        return await self._administration().delete_records(request, forwarded=self._is_forwarded(context))
 
     async def DescribeCluster(  # noqa: N802
         self, request: admin_pb2.DescribeClusterRequest, context: Context

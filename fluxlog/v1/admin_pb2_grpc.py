@@ -64,6 +64,11 @@ class AdminStub(object):
                 request_serializer=fluxlog_dot_v1_dot_admin__pb2.DeleteTopicRequest.SerializeToString,
                 response_deserializer=fluxlog_dot_v1_dot_admin__pb2.DeleteTopicResponse.FromString,
                 _registered_method=True)
+        self.DeleteRecords = channel.unary_unary(
+                '/fluxlog.v1.Admin/DeleteRecords',
+                request_serializer=fluxlog_dot_v1_dot_admin__pb2.DeleteRecordsRequest.SerializeToString,
+                response_deserializer=fluxlog_dot_v1_dot_admin__pb2.DeleteRecordsResponse.FromString,
+                _registered_method=True)
         self.DescribeCluster = channel.unary_unary(
                 '/fluxlog.v1.Admin/DescribeCluster',
                 request_serializer=fluxlog_dot_v1_dot_admin__pb2.DescribeClusterRequest.SerializeToString,
@@ -128,6 +133,14 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRecords(self, request, context):
+        """Moves the beginning of a partition: records before it can be read no more, and their files go when all of a file is
+        before it. To delete by time, ask ListOffsets for its offset first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeCluster(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -188,6 +201,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.DeleteTopic,
                     request_deserializer=fluxlog_dot_v1_dot_admin__pb2.DeleteTopicRequest.FromString,
                     response_serializer=fluxlog_dot_v1_dot_admin__pb2.DeleteTopicResponse.SerializeToString,
+            ),
+            'DeleteRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRecords,
+                    request_deserializer=fluxlog_dot_v1_dot_admin__pb2.DeleteRecordsRequest.FromString,
+                    response_serializer=fluxlog_dot_v1_dot_admin__pb2.DeleteRecordsResponse.SerializeToString,
             ),
             'DescribeCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeCluster,
@@ -372,6 +390,33 @@ class Admin(object):
             '/fluxlog.v1.Admin/DeleteTopic',
             fluxlog_dot_v1_dot_admin__pb2.DeleteTopicRequest.SerializeToString,
             fluxlog_dot_v1_dot_admin__pb2.DeleteTopicResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluxlog.v1.Admin/DeleteRecords',
+            fluxlog_dot_v1_dot_admin__pb2.DeleteRecordsRequest.SerializeToString,
+            fluxlog_dot_v1_dot_admin__pb2.DeleteRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -200,6 +200,36 @@ def test_a_group_goes_on_where_it_was(fluxctl: Fluxctl) -> None:
     assert "--group" in fluxctl("consume", "grouped", "--group", "readers", "--partition", "0", code=2)
 
 
+def test_records_are_deleted_on_demand(fluxctl: Fluxctl) -> None:
+    """First only said, then done; what is read begins behind it; more than there is, is refused."""
+    _topic(fluxctl, "expired", partitions=1)
+    fluxctl("produce", "expired", stdin=b"".join(b"%d\n" % number for number in range(10)))
+    said = fluxctl("topics", "delete-records", "expired", "--before", "7")
+    assert "7 records would be deleted" in said
+    assert json.loads(fluxctl("topics", "offsets", "expired", "--output", "json")) == [
+        {"partition": 0, "log_start_offset": 0, "high_watermark": 10, "records": 10}
+    ]
+    assert "7 records deleted" in fluxctl("topics", "delete-records", "expired", "--before", "7", "--execute")
+    (row,) = json.loads(fluxctl("topics", "offsets", "expired", "--output", "json"))
+    assert (row["log_start_offset"], row["high_watermark"]) == (7, 10)
+    assert fluxctl("consume", "expired", "--from-beginning", "--exit-at-end").split() == ["7", "8", "9"]
+    assert "behind the end 10" in fluxctl("topics", "delete-records", "expired", "--before", "11", code=2)
+
+
+def test_bench_says_what_it_measured(fluxctl: Fluxctl) -> None:
+    fluxctl("topics", "create", "measured", "--partitions", "2")
+    said = fluxctl("bench", "produce", "measured", "--num-records", "20000")
+    assert "replication factor 3, acknowledged = fdatasync on a majority" in said
+    assert "20,000 records sent" in said
+    steady = ("bench", "produce", "measured", "--num-records", "200", "--throughput", "1000", "--output", "json")
+    produced = json.loads(fluxctl(*steady))
+    assert produced["records"] == 200
+    assert 0 < produced["latency_ms"]["p50"] <= produced["latency_ms"]["p99.9"]
+    consumed = json.loads(fluxctl("bench", "consume", "measured", "--output", "json"))
+    assert (consumed["records"], consumed["latency_ms"]) == (20_200, None)
+    assert "300 records sent and consumed" in fluxctl("bench", "e2e", "measured", "--num-records", "300")
+
+
 def test_a_closed_pipe_is_quiet(fluxctl: Fluxctl) -> None:
     _topic(fluxctl, "closed", 1)
     fluxctl("produce", "closed", stdin=b"line\n" * 300_000)

@@ -129,6 +129,12 @@ class FakeGroup:
         self.transfers.append(to)
         return self.refusal
 
+    def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None:
+        """In force at once, unless it is refused."""
+        if self.refusal is None:
+            self.log_start_offset = max(self.log_start_offset, log_start_offset)
+        done(self.refusal)
+
     def leader_status(self) -> peer_pb2.LeaderStatus:
         """From the fields."""
         status = peer_pb2.LeaderStatus(

@@ -213,6 +213,24 @@ def test_a_transfer_is_done_by_the_leader() -> None:
     assert (response.leader_node, response.leader_epoch) == (2, 4)
 
 
+def test_records_are_deleted_by_the_leader() -> None:
+    """The answer says where the partition begins now; a refusal is passed on, the cluster's own topics are safe."""
+    scene = Scene()
+    group = scene.cluster.groups[GroupId(scene.cluster.topic("orders", partition(1, 2)), 0)]
+    group.become(Role.LEADER, 3, 1)
+    group.high_watermark = Offset(10)
+    request = admin_pb2.DeleteRecordsRequest(topic="orders", before_offset=7)
+    response = asyncio.run(scene.admin.delete_records(request, forwarded=False))
+    assert (response.log_start_offset, response.high_watermark) == (7, 10)
+    group.refusal = FluxError(Reason.OFFSET_OUT_OF_RANGE, "behind the end")
+    with pytest.raises(FluxError, match="behind the end"):
+        asyncio.run(scene.admin.delete_records(request, forwarded=False))
+    request.topic = METADATA_TOPIC
+    with pytest.raises(FluxError) as caught:
+        asyncio.run(scene.admin.delete_records(request, forwarded=False))
+    assert caught.value.reason is Reason.PERMISSION_DENIED
+
+
 def test_a_transfer_is_passed_on_to_the_leader() -> None:
     """One hop to the node that leads."""
     scene = Scene()
