@@ -6,8 +6,8 @@
     history.phase(Phase.FINAL_READ, time.monotonic()) ... verdict = check(history) print(report(verdict))
 
 Pure: no clock, no files (`fluxlog.checker.jsonl` alone reads and writes lines), nothing but the standard library. What
-is deliberately absent: consumer groups' ownership and committed offsets, and compacted topics, whose gaps it would take
-for lost records.
+is deliberately absent: compacted topics, whose gaps it would take for lost records. Consumer groups have a history of
+their own: `fluxlog.checker.groups`.
 
 Source: the anomalies of Jepsen's Kafka workload; dense offsets, epochs and replica checksums allow stronger rules.
 """

@@ -84,7 +84,12 @@ class Consumer:
                     for each in message.assigned.assignments:
                         key = (each.partition.topic, each.partition.partition)
                         self.ids[key], self.owned[key] = each.partition, each.committed_offset
-                    say("assigned", owned=sorted(number for _, number in self.owned))
+                    say(
+                        "assigned",
+                        owned=sorted(number for _, number in self.owned),
+                        added=[each.partition.partition for each in message.assigned.assignments],
+                        generation=message.assigned.generation,
+                    )
                 case "revoke":
                     keys = [(each.topic, each.partition) for each in message.revoke.partitions]
                     for key in keys:
@@ -126,7 +131,10 @@ class Consumer:
         commit = groups_pb2.CommitOffsetsRequest(
             group=self.group, member_id=self.member_id, member_epoch=self.epoch, offsets=[item]
         )
-        groups_pb2_grpc.GroupsStub(channel).CommitOffsets(commit, timeout=5)
+        invoked = time.monotonic()
+        (result,) = groups_pb2_grpc.GroupsStub(channel).CommitOffsets(commit, timeout=5).results
+        if not result.HasField("error"):
+            say("committed", partition=key[1], offset=result.committed_offset, invoked=invoked)
 
     def _obey(self) -> None:
         for line in sys.stdin:

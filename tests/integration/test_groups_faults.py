@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from fluxlog.checker.groups import GroupHistory, check_group
 from fluxlog.v1 import errors_pb2
 from tests.integration.cluster import Cluster, NodeProcess, code_of, error_info, produce_request, wait_until
 from tests.integration.members import Key, Member, committed, wait_owned
@@ -31,12 +32,14 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 class MemberProcess:
     """`tests.integration.member_process`, and what it says."""
 
-    def __init__(self, nodes: list[NodeProcess], group: str, topic: str) -> None:
+    def __init__(self, nodes: list[NodeProcess], history: GroupHistory, topic: str) -> None:
+        self._history = history
         addresses = ",".join(node.address for node in nodes)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.member_process", addresses, group, topic],
+            [sys.executable, "-m", "tests.integration.member_process", addresses, history.group, topic],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self._name = str(self.process.pid)
         self.owned: set[int] = set()
         self.records: list[tuple[int, int, str]] = []
         """(partition, offset, value), in the order in which they were handed out."""
@@ -53,10 +56,18 @@ class MemberProcess:
                     self.owned = set()
                 case "assigned":
                     self.owned = set(event["owned"])
+                    for number in event["added"]:
+                        self._history.owned(self._name, str(number), event["generation"], event["at"])
                 case "released" | "lost":
                     self.owned = self.owned - set(event["partitions"])
                 case "records":
                     self.records += [(event["partition"], offset, value) for offset, value in event["values"]]
+                    first = event["values"][0][0]
+                    self._history.delivered(
+                        self._name, str(event["partition"]), first, len(event["values"]), event["at"]
+                    )
+                case "committed":
+                    self._history.committed(str(event["partition"]), event["offset"], event["invoked"], event["at"])
             self.said.append(event["event"])
 
     def say(self, line: str) -> None:
@@ -76,9 +87,9 @@ class MemberProcess:
 
 
 @contextmanager
-def member_process(nodes: list[NodeProcess], group: str, topic: str) -> Iterator[MemberProcess]:
-    """One that is killed at the end."""
-    member = MemberProcess(nodes, group, topic)
+def member_process(nodes: list[NodeProcess], history: GroupHistory, topic: str) -> Iterator[MemberProcess]:
+    """One that is killed at the end; what it does goes into the group's history."""
+    member = MemberProcess(nodes, history, topic)
     try:
         yield member
     finally:
@@ -97,9 +108,8 @@ def wait_shared(*members: MemberProcess) -> None:
     wait_until(shared, f"{PARTITIONS} partitions are shared")
 
 
-def produce(cluster: Cluster, topic: str, first: int, count: int) -> dict[int, list[str]]:
-    """Numbered values, spread over the partitions; returns them by partition."""
-    out: dict[int, list[str]] = {}
+def produce(cluster: Cluster, topic: str, first: int, count: int) -> None:
+    """Numbered values, spread over the partitions."""
     for number in range(first, first + count):
         partition = number % PARTITIONS
 
@@ -113,51 +123,40 @@ def produce(cluster: Cluster, topic: str, first: int, count: int) -> dict[int, l
             return True
 
         wait_until(attempt, f"record {number} is acknowledged")
-        out.setdefault(partition, []).append(str(number))
-    return out
 
 
-def check_consumed(wanted: dict[int, list[str]], *members: MemberProcess) -> int:
-    """Each record was handed out, by one member in order of offsets, never from below after above; returns how often
-    one came again.
-    """
-    again = 0
-    for partition, values in wanted.items():
-        seen: set[str] = set()
-        for member in members:
-            own = [(offset, value) for number, offset, value in member.records if number == partition]
-            seen.update(value for _, value in own)
-            again += len(own)
-        assert seen == set(values), f"partition {partition}: nothing is skipped"
-        again -= len(values)
-    return again
+def check_history(history: GroupHistory, records: int) -> None:
+    """No promise was broken, and every record was delivered."""
+    verdict = check_group(history)
+    assert verdict.valid, verdict.errors
+    assert verdict.delivered == records
 
 
 def test_a_killed_member_is_replaced_and_nothing_is_skipped(cluster: Cluster) -> None:
     """The other one gets all, from the committed offsets; what came again was not committed yet."""
     cluster.create_topic("kill", partitions=PARTITIONS)
+    group = GroupHistory("kill")
     with (
-        member_process(cluster.nodes, "kill", "kill") as first,
-        member_process(cluster.nodes, "kill", "kill") as second,
+        member_process(cluster.nodes, group, "kill") as first,
+        member_process(cluster.nodes[1:], group, "kill") as second,
     ):
         wait_shared(first, second)
-        wanted = produce(cluster, "kill", 0, 60)
+        produce(cluster, "kill", 0, 60)
         wait_until(lambda: bool(second.records), "the second consumes")
         second.kill()
         wait_shared(first)
-        for partition, values in produce(cluster, "kill", 60, 60).items():
-            wanted[partition] += values
-        total = sum(map(len, wanted.values()))
-        wait_until(lambda: len(set(first.records) | set(second.records)) == total, "all is consumed")
-        check_consumed(wanted, first, second)
+        produce(cluster, "kill", 60, 60)
+        wait_until(lambda: len({*first.records, *second.records}) == 120, "all is consumed")
+        check_history(group, 120)
 
 
 def test_a_stopped_member_loses_its_place_and_a_busy_one_does_not(cluster: Cluster) -> None:
     """SIGSTOP: no pings are answered, so the stream ends. A blocked interpreter: gRPC's own threads answer."""
     cluster.create_topic("still", partitions=PARTITIONS)
+    group = GroupHistory("s")
     with (
-        member_process(cluster.nodes, "s", "still") as first,
-        member_process(cluster.nodes[1:], "s", "still") as second,
+        member_process(cluster.nodes, group, "still") as first,
+        member_process(cluster.nodes[1:], group, "still") as second,
     ):
         wait_shared(first, second)
         before = set(second.owned)
@@ -169,6 +168,9 @@ def test_a_stopped_member_loses_its_place_and_a_busy_one_does_not(cluster: Clust
         wait_shared(first)
         second.process.send_signal(signal.SIGCONT)
         wait_shared(first, second)  # fenced, it has joined as a new member
+        produce(cluster, "still", 0, 30)
+        wait_until(lambda: len({*first.records, *second.records}) == 30, "all is consumed")
+        check_history(group, 30)
 
 
 def test_members_outlive_their_coordinator(cluster: Cluster) -> None:
@@ -219,18 +221,20 @@ def come_back(cluster: Cluster, member: Member) -> Member:
 def test_a_rolling_restart_skips_nothing(cluster: Cluster) -> None:
     """Each node in turn is stopped in good order and started again while two members consume."""
     cluster.create_topic("roll", partitions=PARTITIONS)
-    with member_process(cluster.nodes, "r", "roll") as first, member_process(cluster.nodes[1:], "r", "roll") as second:
+    group = GroupHistory("r")
+    with (
+        member_process(cluster.nodes, group, "roll") as first,
+        member_process(cluster.nodes[1:], group, "roll") as second,
+    ):
         wait_shared(first, second)
-        wanted: dict[int, list[str]] = {}
         for turn, node in enumerate(cluster.nodes):
-            for partition, values in produce(cluster, "roll", 30 * turn, 30).items():
-                wanted.setdefault(partition, []).extend(values)
+            produce(cluster, "roll", 30 * turn, 30)
             assert node.stop() == 0
             node.start()
             cluster.wait_ready()
             wait_shared(first, second)
         wait_until(lambda: len({*first.records, *second.records}) == 90, "all is consumed")
-        check_consumed(wanted, first, second)
+        check_history(group, 90)
 
 
 def test_members_that_come_and_go(cluster: Cluster) -> None:
