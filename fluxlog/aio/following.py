@@ -75,7 +75,7 @@ class Following:
         self._target, self._room, self._max_bytes = target, room, max_bytes
         self._on_arrived, self._on_trouble, self._on_failed = on_arrived, on_trouble, on_failed
         self._call: aio.UnaryStreamCall[log_pb2.FollowRequest, bytes] | None = None
-        self._stopped = self._leaving = False
+        self._stopped = self._leaving = self._waits_for_room = False
         self._failures = 0
         self._doubted_since = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -87,7 +87,7 @@ class Following:
     def stop(self) -> None:
         """End it; nothing is handed on any more."""
         self._stopped = True
-        if self._call is not None:
+        if self._call is not None and not self._waits_for_room:
             self._call.cancel()  # not the task: gRPC's operations are to end before it
         elif self._task is not None:
             self._task.cancel()
@@ -157,7 +157,11 @@ class Following:
             self._connection.remember([status.leader.address])
         batches = list(batches_of(response.entries, self.offset))
         if not self._room.try_take(len(data)):
-            await self._room.take(len(data))
+            self._waits_for_room = True
+            try:
+                await self._room.take(len(data))
+            finally:
+                self._waits_for_room = False
         if self._stopped:
             self._room.give(len(data))
             return

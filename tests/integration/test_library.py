@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
@@ -293,6 +294,29 @@ def test_a_leader_is_killed_at_full_speed(tmp_path: Path) -> None:
             assert len({result.leader_epoch for result in results}) >= 2
             await reader
         assert consumed == list(range(len(deliveries) + 1))
+
+    with Cluster(tmp_path) as cluster:
+        cluster.create_topic("orders")
+        run(lambda: scene(cluster))
+
+
+def test_a_leader_that_falls_silent_is_left(tmp_path: Path) -> None:
+    """Its process is stopped, its connections stay open: producer and consumer go on elsewhere within seconds."""
+
+    async def scene(cluster: Cluster) -> None:
+        leader = cluster.node(cluster.leader_of("orders"))
+        ordered = [leader.address, *(node.address for node in cluster.others(leader.node_id))]
+        async with Producer(ordered) as producer, Consumer(ordered, "orders", start=0) as consumer:
+            await producer.send("orders", b"before")
+            assert (await take(consumer, 1))[0].value == b"before"
+            assert leader.process is not None
+            os.kill(leader.process.pid, signal.SIGSTOP)
+            try:
+                after = await producer.send("orders", b"after")
+                assert after.offset == 1
+                assert (await take(consumer, 1))[0].value == b"after"
+            finally:
+                os.kill(leader.process.pid, signal.SIGCONT)
 
     with Cluster(tmp_path) as cluster:
         cluster.create_topic("orders")
