@@ -22,13 +22,12 @@ from fluxlog.aio.lanes import (
     checked_timestamp,
     size_of_headers,
 )  # fmt: skip
-from fluxlog.aio.metadata import AGE_MAX, Metadata, TopicInfo
 from fluxlog.aio.room import Room
-from fluxlog.aio.tasks import TaskSet
+from fluxlog.aio.topic_book import TopicBook
 from fluxlog.batch import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Headers
 from fluxlog.codec import Codec
-from fluxlog.delivery import Retry
-from fluxlog.errors import BufferFullError, FluxlogError, LocalError
+from fluxlog.delivery import PartitionQueue, Retry
+from fluxlog.errors import BufferFullError, LocalError
 from fluxlog.partitioners import Partitioner, crc32_of_key
 from fluxlog.pipeline import DELIVERY_TIMEOUT_DEFAULT
 
@@ -37,8 +36,6 @@ BUFFER_BYTES_DEFAULT = 32 * 1024 * 1024
 LINGER_MS_DEFAULT = 5.0
 RECORD_OVERHEAD = 24
 """Bytes counted for each record beside its own: more than its lengths and timestamp can take as encoded."""
-
-_STALE = frozenset({"UNKNOWN_TOPIC", "UNKNOWN_PARTITION", "TOPIC_ID_MISMATCH"})
 
 
 class Producer:
@@ -84,14 +81,10 @@ class Producer:
         self._codec, self._batch_bytes, self._linger = codec, batch_bytes, linger_ms / 1000
         self._delivery_timeout, self._on_retry = delivery_timeout, on_retry
         self._room = Room(buffer_bytes)
-        self._topics: dict[str, TopicLanes] = {}
-        self._metadata = Metadata(self._connection)
-        self._tasks = TaskSet()
+        self._book = TopicBook(self._connection, self._queue_of)
+        self._topics = self._book.topics
         self._dispatch: Dispatch | None = None
-        self._refreshing: set[str] = set()
-        self._left: list[Lane] = []
-        """Of partitions that are gone; what was in them still gets its outcome."""
-        self._keeps_fresh = self._closed = False
+        self._closed = False
 
     # ---- life
 
@@ -126,8 +119,7 @@ class Producer:
             self._seal_all()
             if self._dispatch is not None:
                 await self._dispatch.close()
-            await self._tasks.close()
-            await self._metadata.close()
+            await self._book.close()
             if self._owns_connection:
                 await self._connection.close()
 
@@ -249,7 +241,7 @@ class Producer:
     async def flush(self) -> None:
         """Wait until everything that was sent before has its outcome. Failures are told to those who sent."""
         self._seal_all()
-        for last in [lane.last for lane in self._lanes() if lane.unfinished]:
+        for last in [lane.last for lane in self._book.lanes() if lane.unfinished]:
             if last is not None:
                 await last.finished()
 
@@ -334,13 +326,9 @@ class Producer:
         self._dispatch.seal(lane)
 
     def _seal_all(self) -> None:
-        for lane in self._lanes():
+        for lane in self._book.lanes():
             if lane.open is not None:
                 self._seal(lane)
-
-    def _lanes(self) -> list[Lane]:
-        self._left = [lane for lane in self._left if lane.unfinished or lane.open is not None]
-        return [*self._left, *(lane for topic in self._topics.values() for lane in topic.lanes)]
 
     def _put_alone(
         self,
@@ -387,53 +375,18 @@ class Producer:
     def _take_finished(self, batch: RecordsBatch) -> None:
         self._room.give(batch.size)
         result = batch.result
-        if result is None or result.error is None or result.error.reason not in _STALE or self._closed:
-            return
-        if result.topic not in self._refreshing:
-            self._refreshing.add(result.topic)
-            self._tasks.start(self._refresh(result.topic), f"refresh {result.topic}")
-
-    # ---- topics
+        if result is not None and result.error is not None and not self._closed:
+            self._book.doubt(result.topic, result.error)
 
     async def _load(self, topic: str) -> TopicLanes:
         if self._dispatch is None or self._closed:
             raise closed_error()
-        self._take_topic(await self._metadata.topic(topic))
-        if not self._keeps_fresh:
-            self._keeps_fresh = True
-            self._tasks.start(self._keep_fresh(), "keep topics fresh")
-        return self._topics[topic]
+        return await self._book.load(topic)
 
-    async def _keep_fresh(self) -> None:
-        while True:
-            await asyncio.sleep(AGE_MAX)
-            for topic in list(self._topics):
-                await self._refresh(topic)
-
-    async def _refresh(self, topic: str) -> None:
-        try:
-            self._take_topic(await self._metadata.topic(topic, fresh=True))
-        except FluxlogError as failure:
-            if failure.reason == "UNKNOWN_TOPIC":
-                gone = self._topics.pop(topic, None)  # the next `send` asks again
-                self._left += gone.lanes if gone is not None else ()
-        finally:
-            self._refreshing.discard(topic)
-
-    def _take_topic(self, info: TopicInfo) -> None:
-        """Partitions may have been added, or the topic created anew."""
+    def _queue_of(self, topic: str, partition: int, target: str, topic_id: bytes) -> PartitionQueue:
         if self._dispatch is None:
             raise closed_error()
-        topic = self._topics.setdefault(info.name, TopicLanes(info.name))
-        first = self._connection.addresses()[0]
-        for number in range(info.partitions):
-            target = info.leaders.get(number, first)
-            queue = self._dispatch.pipeline.partition(info.name, number, target=target, topic_id=info.topic_id)
-            if number >= len(topic.lanes):
-                topic.lanes.append(Lane(queue, topic))
-        self._left += topic.lanes[info.partitions :]  # created anew, with fewer
-        del topic.lanes[info.partitions :]
-        topic.position %= info.partitions
+        return self._dispatch.pipeline.partition(topic, partition, target=target, topic_id=topic_id)
 
 
 def _append_to_column(batch: RecordsBatch, key: bytes | None) -> None:

@@ -143,6 +143,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: this node has not joined its cluster yet"""
     ERROR_REASON_REPLICA_OFFLINE: _ErrorReason.ValueType  # 57
     """UNAVAILABLE: this node's replica is unadmitted or failed"""
+    ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 58
+    """RESOURCE_EXHAUSTED: the leader's disk is full but for its reserve, with RetryInfo"""
     ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 70
     """---- not decided
     UNAVAILABLE, outcome UNKNOWN: leadership or quorum was lost after the append
@@ -230,6 +232,8 @@ ERROR_REASON_NOT_READY: ErrorReason.ValueType  # 56
 """UNAVAILABLE: this node has not joined its cluster yet"""
 ERROR_REASON_REPLICA_OFFLINE: ErrorReason.ValueType  # 57
 """UNAVAILABLE: this node's replica is unadmitted or failed"""
+ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 58
+"""RESOURCE_EXHAUSTED: the leader's disk is full but for its reserve, with RetryInfo"""
 ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 70
 """---- not decided
 UNAVAILABLE, outcome UNKNOWN: leadership or quorum was lost after the append
