@@ -58,6 +58,7 @@ class Reason(Enum):
     STOPPING = 55
     NOT_READY = 56
     REPLICA_OFFLINE = 57
+    DISK_FULL = 58
     OUTCOME_UNKNOWN = 70
     TIMEOUT = 71
     INTERNAL = 90
@@ -115,6 +116,7 @@ TRAITS: Mapping[Reason, ReasonTraits] = {
     Reason.STOPPING: _rejected("UNAVAILABLE", retriable=True),
     Reason.NOT_READY: _rejected("UNAVAILABLE", retriable=True),
     Reason.REPLICA_OFFLINE: _rejected("UNAVAILABLE", retriable=True),
+    Reason.DISK_FULL: _rejected("RESOURCE_EXHAUSTED", retriable=True),
     Reason.OUTCOME_UNKNOWN: _unknown("UNAVAILABLE"),
     Reason.TIMEOUT: _unknown("DEADLINE_EXCEEDED"),
     Reason.INTERNAL: _unknown("INTERNAL", retriable=False),
