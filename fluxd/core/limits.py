@@ -47,6 +47,11 @@ RETENTION_CHECK_INTERVAL: Final = 5.0
 """A leader looks at its segments this often."""
 INDEX_INTERVAL_BYTES: Final = 32 * KIB
 """One sparse index entry per this many bytes of segment."""
+DISK_RESERVE_BYTES: Final = 64 * MIB
+"""With less free space than this, records are refused before they reach the log: what is left is for votes, trims and
+deletions."""
+DISK_CHECK_INTERVAL: Final = 1.0
+DISK_FULL_RETRY_MS: Final = 1_000
 TAIL_CACHE_BYTES: Final = 4 * MIB
 """Frames at the end of a log that stay in memory: what followers and waiting readers ask for."""
 

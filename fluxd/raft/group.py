@@ -18,7 +18,7 @@ from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.log_start import LogStart
 from fluxd.core.producers import DuplicateCommitted, DuplicatePending, ProducerTable, items_of_frame
 from fluxd.core.runtime import Reactor
-from fluxd.core.types import NodeId, Offset, RaftIndex, Term
+from fluxd.core.types import METADATA_GROUP, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
@@ -46,6 +46,8 @@ class GroupContext:
     """Have `step` called soon."""
     enter: Callable[[], None]
     """Set the library's clock before a step."""
+    disk_full: Callable[[], bool]
+    """Only the reserve of free space is left."""
 
 
 @dataclass(slots=True)
@@ -152,6 +154,13 @@ class Group(Standing):
         missing = self.quorum_missing()
         if missing is not None:
             return self.no_quorum(missing)
+        if size and self.group_id != METADATA_GROUP and self._context.disk_full():
+            return FluxError(
+                Reason.DISK_FULL,
+                f"the disk of node {self._node_id}, which leads {self.group_id}, has less than "
+                f"{limits.DISK_RESERVE_BYTES // limits.MIB} MiB left",
+                retry_after_ms=limits.DISK_FULL_RETRY_MS,
+            )
         if self._queue_bytes + size > limits.PARTITION_QUEUE_BYTES_MAX:
             return FluxError(
                 Reason.OVERLOADED,

@@ -88,6 +88,7 @@ class Host:
         self._alive_at = reactor.now()
         self._grace_until = self._alive_at
         self._stopped = False
+        self._disk_full, self._disk_check_at = False, 0.0
         self._reactor.call_at(self._alive_at + _ALIVE_EVERY, self._alive)
 
     # ------------------------------------------------------------------ open and close
@@ -148,7 +149,7 @@ class Host:
         self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.written_bytes
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
-            enter=self._enter,
+            enter=self._enter, disk_full=lambda: self._disk_full,
         )  # fmt: skip
         return Group(spec, log, opened.producers, opened.log_start, context)
 
@@ -263,7 +264,19 @@ class Host:
     def _alive(self) -> None:
         if not self._stopped:
             self._notice_stall()
+            if self._reactor.now() >= self._disk_check_at:
+                self._check_disk()
             self._reactor.call_at(self._reactor.now() + _ALIVE_EVERY, self._alive)
+
+    def _check_disk(self) -> None:
+        self._disk_check_at = self._reactor.now() + limits.DISK_CHECK_INTERVAL
+        try:
+            full = self._fs.free_bytes() < limits.DISK_RESERVE_BYTES
+        except OSError:
+            return  # whoever writes will find out
+        if full != self._disk_full:
+            self._disk_full = full
+            self._log_event("disk_filled" if full else "disk_has_room_again", node=self.node_id)
 
     def _notice_stall(self) -> None:
         now = self._reactor.now()

@@ -66,5 +66,8 @@ class FileSystem(Protocol):
     def remove_tree(self, path: str) -> None:
         """Remove a directory and all in it; harmless when it is missing."""
 
+    def free_bytes(self) -> int:
+        """Space that is left for this process."""
+
     def sync_directory(self, path: str) -> None:
         """fsync of a directory: names in it become durable."""

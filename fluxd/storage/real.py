@@ -161,6 +161,11 @@ class RealFileSystem:
         if self.exists(path):
             shutil.rmtree(self._at(path))
 
+    def free_bytes(self) -> int:
+        """Space that is left for this process."""
+        found = os.statvfs(self._root)
+        return found.f_bavail * found.f_frsize
+
     def sync_directory(self, path: str) -> None:
         """fsync of a directory."""
         fd = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -126,6 +126,10 @@ class PowerCutFileSystem:
                     self.remove(child)
             self._keep(path)
 
+    def free_bytes(self) -> int:
+        """The machine's."""
+        return self._real.free_bytes()
+
     def sync_directory(self, path: str) -> None:
         """Names in it can no more be lost."""
         with self._journal.lock:

@@ -167,6 +167,7 @@ class Client:
     def _decided(self, sent: Sent, node: SimNode, result: AppendResult) -> None:
         """What the server says is binding, whether the client hears it or not."""
         if isinstance(result, FluxError):
+            self._counts["answer_disk_full"] += result.reason is Reason.DISK_FULL
             self._counts[f"answer_{result.traits.outcome.name.lower()}"] += 1
             if result.traits.outcome is not Outcome.REJECTED:
                 sent.may_be_written = True

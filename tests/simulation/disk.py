@@ -189,6 +189,7 @@ class SimDisk:
         life: number of kills and power cuts so far; a file opened in an earlier life answers EBADF.
         operations: completed or failed calls by name ("append", "sync", "read", "sync_directory", …).
         bytes_read: over all files.
+        free: what `free_bytes` answers.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -197,6 +198,7 @@ class SimDisk:
         self._failures: list[tuple[str, str | None, OSError]] = []
         self._cut_after: int | None = None
         self.life = 0
+        self.free = 1 << 40
         self.operations: dict[str, int] = {}
         self.bytes_read = 0
 
@@ -271,6 +273,10 @@ class SimDisk:
                 self.remove(f"{path}/{name}")
         parent, name = self._parent(path)
         self._change((parent, name, None))
+
+    def free_bytes(self) -> int:
+        """As it was set; nothing is counted."""
+        return self.free
 
     def sync_directory(self, path: str) -> None:
         """Names in it become durable."""

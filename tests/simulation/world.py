@@ -202,7 +202,7 @@ class World:
             (6, self._kill), (6, self._power_cut), (2, self._power_cut_many), (10, self._restart),
             (4, self._disconnect), (6, self._silent_cut), (10, self._heal_network), (4, self._change_weather),
             (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (2, self._wipe),
-            (6, self._isolate_leader),
+            (6, self._isolate_leader), (2, self._fill_disk),
         ]  # fmt: skip
         self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]()
 
@@ -340,6 +340,19 @@ class World:
         if was_alive:
             self._ended(node)
 
+    def _fill_disk(self) -> None:
+        """But for the reserve; somebody makes room again."""
+        node = self._some(alive=True)
+        if node is not None:
+            self.counts["disks_filled"] += 1
+            disk = node.disk
+            disk.free = limits.DISK_RESERVE_BYTES - 1
+
+            def make_room() -> None:
+                disk.free = limits.DISK_RESERVE_BYTES
+
+            self.simulator.at(self.simulator.now + self.rng.choice((0.5, 3.0)), make_room)
+
     def _check_durable(self) -> None:
         wiped = sum(node.wiped for node in self.nodes.values())
         needed = len(self.nodes) // 2 + 1 - wiped
@@ -352,6 +365,7 @@ class World:
         self.network.weather.delay_high = 0.002
         for node in self.nodes.values():
             node.speed.low, node.speed.high, node.speed.hung_until = 0.0002, 0.003, 0.0
+            node.disk.free = limits.DISK_RESERVE_BYTES
             if node.reactor is not None:
                 node.reactor.paused_until = 0.0
             if not node.alive:

@@ -181,10 +181,16 @@ MUTANTS = (
             Edit(
                 _GROUP,
                 "missing = self.quorum_missing()\n        if missing is not None:\n"
-                "            return self.no_quorum(missing)\n        if self._queue_bytes",
-                "if self._queue_bytes",
+                "            return self.no_quorum(missing)\n        if size and",
+                "if size and",
             ),
         ),
         guard=_HAZARDS + "test_without_a_quorum_the_leader_refuses_at_once",
+    ),
+    Mutant(
+        "disk-full",
+        "with little space left records are refused before they reach the log",
+        (Edit(_GROUP, "if size and self.group_id != METADATA_GROUP and self._context.disk_full():", "if False:"),),
+        guard="tests/simulation/test_full_disk.py::test_records_are_refused_while_there_is_little_space",
     ),
 )
