@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format type proto proto-check sim sim-cluster mutants chaos bench clean
-.PHONY: docker-image docker-test compose-up compose-down
+.PHONY: languages-test docker-image docker-test compose-up compose-down
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,7 +30,7 @@ demo: $(STAMP) ## three nodes, real text, kill -9 the leader, count what was los
 	$(BIN)/fluxctl demo failover
 
 test: $(STAMP) ## unit, property, simulation and integration tests
-	$(BIN)/pytest --ignore=tests/docker
+	$(BIN)/pytest --ignore=tests/docker --ignore=tests/thin/test_languages.py
 
 lint: $(STAMP) ## ruff and the layering of imports
 	$(BIN)/ruff check .
@@ -67,6 +67,9 @@ bench: $(STAMP) ## speed of a three-node cluster on this machine, beside the dis
 
 docker-image: ## the container image: make docker-image IMAGE=fluxd:latest
 	deploy/build-image $(IMAGE)
+
+languages-test: $(STAMP) ## programs in Go, Java, Node.js, Python and Rust against a cluster; fetches their packages
+	$(BIN)/pytest tests/thin/test_languages.py
 
 docker-test: $(STAMP) ## tests on a Docker engine; without one: deploy/with-engine make docker-test
 	$(BIN)/pytest tests/docker

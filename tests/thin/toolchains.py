@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "thin"
 PROTOS = [f"fluxlog/v1/{name}.proto" for name in ("record", "errors", "log", "consume")]
-_BUILD_SECONDS = 600
+_BUILD_SECONDS = 1_200
 _PROTOC = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}"]
 _GO_TOOLS = (
     "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12",
