@@ -264,17 +264,23 @@ def test_members_are_killed_and_no_record_is_skipped(cluster: Cluster, topic: st
     async def scene() -> None:
         members = [MemberProcess(cluster, topic, "killed", tmp_path / f"member-{number}") for number in range(3)]
         try:
-            async with Producer(addresses(cluster)) as producer:
+            enough = asyncio.Event()
+
+            async def produce() -> int:
                 sent = 0
-                for victim in (0, 1, None):
-                    for _ in range(10):
-                        result = await producer.send_many(topic, [b"x"] * 100)
-                        sent += result.record_count
-                        await asyncio.sleep(0.02)
-                    if victim is not None:
-                        await until(lambda victim=victim: len(members[victim].handled()) > 0)
-                        members[victim].kill()
-                        await until(lambda: _union(members) >= 100)
+                async with Producer(addresses(cluster)) as producer:
+                    while not enough.is_set():
+                        sent += (await producer.send_many(topic, [b"x"] * 100)).record_count
+                        await asyncio.sleep(0.05)
+                return sent
+
+            producing = asyncio.ensure_future(produce())
+            for victim in members[:2]:
+                await until(lambda victim=victim: len(victim.handled()) > 0)
+                victim.kill()
+            await until(lambda: len(members[2].handled()) > 0)
+            enough.set()
+            sent = await producing
             await until(lambda: _union(members) == sent)
             async with Admin(addresses(cluster)) as admin:
                 ends = await admin.latest_offsets(topic)
