@@ -99,8 +99,10 @@ class Copying:
 
     # ------------------------------------------------------------------ begin and end
     def start(self) -> None:
-        """Prepare the directory, then ask."""
+        """Prepare the directory, then ask; not before somebody leads: what is here may be the last copy."""
         self._busy = True
+        if self._leader is None:
+            return
         found: list[PartitionLog | None] = []
 
         def prepare() -> None:
@@ -207,7 +209,10 @@ class Copying:
         known = self._leader
         if known is None or term > known[0]:
             self._leader = (term, peer)
-            self._ask()
+            if known is None:
+                self.start()
+            else:
+                self._ask()
 
     # ------------------------------------------------------------------ what comes
     def _take(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:

@@ -20,7 +20,7 @@ from fluxd.raft import library
 from fluxd.raft.copying import CopyContext, Copying
 from fluxd.raft.group import Group, GroupContext
 from fluxd.raft.offline import OfflineGroup
-from fluxd.raft.opening import Opened, open_replica
+from fluxd.raft.opening import Damaged, Opened, open_replica
 from fluxd.raft.spec import GroupSpec, Role
 from fluxd.raft.transport import Transport
 from fluxd.storage.filesystem import FileSystem
@@ -135,7 +135,8 @@ class Host:
         if isinstance(opened, str):
             replica = OfflineGroup(spec, opened)
             self._log_event("replica_unadmitted", group=str(spec.group_id), why=opened)
-            self._repair(replica)
+            if isinstance(opened, Damaged):
+                self._repair(replica)
         self.groups[spec.group_id] = replica
         if isinstance(replica, Group):
             self.wake(replica)
@@ -158,7 +159,9 @@ class Host:
             return self._votes_why or "the node's votes are missing"
         if spec.bound_directory != self.directory_id:
             bound, own = spec.bound_directory.hex()[:8], self.directory_id.hex()[:8]
-            return f"its vote is bound to data directory {bound}…, this is {own}…: the disk was replaced or wiped"
+            return Damaged(
+                f"its vote is bound to data directory {bound}…, this is {own}…: the disk was replaced or wiped"
+            )
         return ""
 
     def _repair(self, offline: OfflineGroup) -> None:

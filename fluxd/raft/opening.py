@@ -31,6 +31,10 @@ class Opened:
     """What the last snapshot covers."""
 
 
+class Damaged(str):
+    """Why a replica must be copied anew. A reason that is a plain str may pass: what is on the disk is left alone."""
+
+
 def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened | str:
     """Open a replica's log, or create it if the replica is new. Blocks.
 
@@ -44,18 +48,19 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened 
     """
     directory = f"partitions/{spec.group_id.directory_name}"
     log: PartitionLog | None = None
+    why: str
     try:
         if is_being_copied(fs, spec.group_id):
-            return "its copy is not finished"
+            return Damaged("its copy is not finished")
         try:
             log = PartitionLog.open(fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes)
         except LogMissing as error:
             if has_voted:
-                return f"its log is missing although it has voted: {error}"
+                return Damaged(f"its log is missing although it has voted: {error}")
             log = PartitionLog.create(fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes)
         return Opened(log, *_replay(log))
     except (LogCorrupt, CorruptDataError) as error:
-        why = str(error)
+        why = Damaged(error)
     except OSError as error:
         why = f"its files cannot be opened: {error}"
     if log is not None:

@@ -294,6 +294,37 @@ def test_a_damaged_log_is_set_aside_and_copied() -> None:
     assert disk.list(f"quarantine/{GROUP.directory_name}.1")
 
 
+def test_nothing_is_set_aside_while_nobody_leads() -> None:
+    """What is damaged may be the last copy that there is."""
+    lab = lab_with()
+    for number in (1, 2, 3):
+        lab.kill(number)
+    disk = node(lab, 3).disk
+    disk.flip_bit(f"partitions/{GROUP.directory_name}/{1:020d}.seg", 70)
+    lab.start(3)
+    lab.run(5)
+    assert not disk.list("quarantine")
+    lab.start(1)
+    lab.start(2)
+    lab.until(healed(lab), within=20)
+    assert disk.list("quarantine")
+
+
+def test_what_cannot_be_read_at_the_moment_is_left_alone() -> None:
+    """An error of the machine is no damage: the replica stays out, and its files where they are."""
+    lab = lab_with()
+    lab.kill(3)
+    disk = node(lab, 3).disk
+    disk.fail_next("open", OSError(24, "Too many open files"), path=".seg")
+    lab.start(3)
+    lab.run(5)
+    assert not takes_part(lab, 3)
+    assert not disk.list("quarantine")
+    lab.kill(3)
+    lab.start(3)
+    lab.until(healed(lab))
+
+
 def test_two_lost_disks_of_five() -> None:
     """Those who copy need not confirm; a third one would be too many."""
     lab = lab_with(nodes=5)

@@ -67,6 +67,18 @@ MUTANTS = (
         guard=_TESTS + "test_everything_up_to_the_admission_is_copied_first",
     ),
     Mutant(
+        "copy-last",
+        "nothing is set aside before somebody leads",
+        (Edit(_COPYING, "        if self._leader is None:\n            return\n        found", "        found"),),
+        guard=_TESTS + "test_nothing_is_set_aside_while_nobody_leads",
+    ),
+    Mutant(
+        "copy-damaged",
+        "only what is lost or damaged is copied anew",
+        (Edit("fluxd/raft/host.py", "if isinstance(opened, Damaged):", "if True:"),),
+        guard=_TESTS + "test_what_cannot_be_read_at_the_moment_is_left_alone",
+    ),
+    Mutant(
         "copy-mark",
         "an unfinished copy is no replica",
         (Edit(_OPENING, "if is_being_copied(fs, spec.group_id):", "if False:"),),
