@@ -59,9 +59,9 @@ class _Call:
         if error is None:
             log.debug("rpc_handled", method=self.method, duration_ms=duration_ms, status="OK")
             return
-        if isinstance(error, asyncio.CancelledError | aio.UsageError):
-            # UsageError is how grpc.aio tells a handler that reads on that the call is over: answered,
-            # or the server stopped
+        if isinstance(error, asyncio.CancelledError | aio.BaseError) and not isinstance(error, aio.InternalError):
+            # grpc.aio's own exceptions tell a handler that reads on that the call is over: answered, aborted, or the
+            # server stopped
             log.debug("rpc_handled", method=self.method, duration_ms=duration_ms, status="CANCELLED")
             return
         if not isinstance(error, FluxError):
