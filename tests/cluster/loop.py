@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import sys
 from asyncio import events
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
@@ -88,7 +89,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._simulator, self._on_event, self._on_defect, self.on_log = simulator, on_event, on_defect, on_log
         self.alive = True
         self.paused_until = 0.0
-        self._backlog: list[asyncio.Handle] = []
+        self._backlog: deque[asyncio.Handle] = deque()
         """What came while the process stood still."""
         self._tasks: dict[int, SimTask[Any]] = {}
         self._tidy_at = 64
@@ -129,9 +130,12 @@ class SimLoop(asyncio.AbstractEventLoop):
     def _fire(self, handle: asyncio.Handle) -> None:
         if not self.alive or handle.cancelled():
             return
-        if self._simulator.now < self.paused_until:
+        if self._simulator.now < self.paused_until or self._backlog:
             self._backlog.append(handle)
             return
+        self._run_now(handle)
+
+    def _run_now(self, handle: asyncio.Handle) -> None:
         if _Current.loop is not self:  # to set it costs more than most callbacks
             _Current.enter(self)
         handle._run()
@@ -149,10 +153,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._resume()
 
     def _resume(self) -> None:
-        if self._simulator.now >= self.paused_until:
-            backlog, self._backlog = self._backlog, []
-            for handle in backlog:
-                self._simulator.at(self._simulator.now, partial(self._fire, handle))
+        """One at a time, in order; what comes meanwhile goes behind."""
+        if self.alive and self._backlog and self._simulator.now >= self.paused_until:
+            handle = self._backlog.popleft()
+            if not handle.cancelled():
+                self._run_now(handle)
+            self._simulator.at(self._simulator.now, self._resume)
 
     @contextmanager
     def running(self) -> Iterator[None]:
