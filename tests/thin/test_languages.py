@@ -35,7 +35,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[st
             try:
                 built[language] = BUILDERS[language](tmp_path_factory.mktemp(language))
             except MissingToolchain as missing:
-                if os.environ.get("FLUXD_REQUIRE_TOOLCHAINS"):
+                if os.environ.get("REQUIRE_TOOLCHAINS"):
                     raise
                 pytest.skip(str(missing))
         return built[language]
