@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -142,13 +143,19 @@ def test_wiped_disk_comes_back(tmp_path: Path) -> None:
         wiped.kill()
         wiped.data_dir.rename(tmp_path / "gone")
         wiped.start()
-        wait_until(lambda: "replica_unadmitted" in wiped.log_text, "the replica says that it stays out")
+        group = _group_of(cluster, "orders")
+        wait_until(lambda: "replica_unadmitted" in _events(wiped, group), "the replica says that it stays out")
         assert wait_until(lambda: fetch_values(wiped, "orders"), "node 2 passes reads on")[:1] == [b"0"]
         writer.write(5)
+        # what the leader calls in sync may be older than the kill: the replica's own word counts
+        wait_until(lambda: _events(wiped, group)[-1] == "partition_leader_known", "node 2 takes part again")
         wait_until(lambda: _in_sync(cluster, "orders") == {1, 2, 3}, "node 2 is in sync again")
+        known = len(_events(wiped, group))
         wiped.kill()
         wiped.start()
         cluster.wait_ready()
+        wait_until(lambda: len(_events(wiped, group)) > known, "node 2 takes part after a restart")
+        assert _events(wiped, group)[known:] == ["partition_leader_known"]
         wait_until(lambda: _in_sync(cluster, "orders") == {1, 2, 3}, "node 2 is in sync after a restart")
         cluster.node(3).kill()
         writer.write(5)
@@ -174,6 +181,17 @@ def test_wiped_disk_does_not_vote(tmp_path: Path) -> None:
         wait_until(lambda: _in_sync(cluster, "orders") == {1, 2, 3}, "node 2 is in sync again")
         writer.write(5)
         writer.check(wiped)
+
+
+def _group_of(cluster: Cluster, topic: str) -> str:
+    answer = cluster.node(1).admin.DescribeTopics(admin_pb2.DescribeTopicsRequest(names=[topic]), timeout=5)
+    return f"{answer.topics[0].topic_id.hex()}-0"
+
+
+def _events(node: NodeProcess, group: str) -> list[str]:
+    """What a node has logged of a group, from its first start on."""
+    lines = [json.loads(line) for line in node.log_text.splitlines() if f'"{group}"' in line]
+    return [line["event"] for line in lines]
 
 
 def _in_sync(cluster: Cluster, topic: str) -> set[int]:
