@@ -13,7 +13,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from fluxlog import admin as _admin
 from fluxlog.addresses import parse_bootstrap
@@ -81,17 +81,22 @@ class _Background:
 _background = _Background()
 
 
-class Producer:
-    """Writes records to topics; arguments as of fluxlog.Producer. Thread-safe."""
+class _InBackground(Generic[T]):
+    """Something of the event loop's, open inside a with statement."""
 
-    def __init__(self, cluster: str | Sequence[str], **options: Any) -> None:
-        self._make: Callable[[], _producer.Producer] = lambda: _producer.Producer(cluster, **options)
-        self._producer: _producer.Producer | None = None
+    def __init__(self) -> None:
+        self._opened: T | None = None
+
+    async def _open(self) -> T:
+        raise NotImplementedError
+
+    async def _close(self, opened: T, *, flush: bool) -> None:
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         _background.enter()
         try:
-            self._producer = _background.call(self._open())
+            self._opened = _background.call(self._open())
         except BaseException:
             _background.leave()
             raise
@@ -101,20 +106,30 @@ class Producer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            flush = kind is None or issubclass(kind, Exception)
-            _background.call(self._inner.close(flush=flush))
+            _background.call(self._close(self._inner, flush=kind is None or issubclass(kind, Exception)))
         finally:
             _background.leave()
+
+    @property
+    def _inner(self) -> T:
+        assert self._opened is not None, "use it in a with statement"
+        return self._opened
+
+
+class Producer(_InBackground[_producer.Producer]):
+    """Writes records to topics; arguments as of fluxlog.Producer. Thread-safe."""
+
+    def __init__(self, cluster: str | Sequence[str], **options: Any) -> None:
+        super().__init__()
+        self._make: Callable[[], _producer.Producer] = lambda: _producer.Producer(cluster, **options)
 
     async def _open(self) -> _producer.Producer:
         producer = self._make()
         producer.open()
         return producer
 
-    @property
-    def _inner(self) -> _producer.Producer:
-        assert self._producer is not None, "use it in a with statement"
-        return self._producer
+    async def _close(self, opened: _producer.Producer, *, flush: bool) -> None:
+        await opened.close(flush=flush)
 
     def send(
         self,
@@ -151,39 +166,20 @@ class Producer:
         )
 
 
-class Consumer:
+class Consumer(_InBackground[_consumer.Consumer]):
     """Reads records of topics; arguments as of fluxlog.Consumer. A whole batch is fetched at a time, so with a group
     that is what is handled, and committed, at once. One thread at a time may iterate."""
 
     def __init__(self, cluster: str | Sequence[str], topics: str | Sequence[str], **options: Any) -> None:
+        super().__init__()
         self._make: Callable[[], _consumer.Consumer] = lambda: _consumer.Consumer(cluster, topics, **options)
-        self._consumer: _consumer.Consumer | None = None
         self._iterating: AsyncIterator[ConsumedBatch] | None = None
-
-    def __enter__(self) -> Self:
-        _background.enter()
-        try:
-            self._consumer = _background.call(self._open())
-        except BaseException:
-            _background.leave()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            _background.call(self._inner.close())
-        finally:
-            _background.leave()
 
     async def _open(self) -> _consumer.Consumer:
         return await self._make().__aenter__()
 
-    @property
-    def _inner(self) -> _consumer.Consumer:
-        assert self._consumer is not None, "use it in a with statement"
-        return self._consumer
+    async def _close(self, opened: _consumer.Consumer, *, flush: bool) -> None:
+        await opened.close()
 
     def __iter__(self) -> Iterator[ConsumedRecord]:
         for batch in self.batches():

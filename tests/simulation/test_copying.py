@@ -331,6 +331,8 @@ def test_two_lost_disks_of_five() -> None:
     wipe(lab, 4)
     wipe(lab, 5)
     lab.until(lambda: healed(lab, 4)() and healed(lab, 5)(), within=20)
+    assert takes_part(lab, 4)
+    assert takes_part(lab, 5)
 
 
 def test_two_replicas_cannot_be_repaired() -> None:

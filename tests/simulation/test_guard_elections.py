@@ -80,6 +80,7 @@ def test_sending_again_keeps_no_leader_in_office() -> None:
     lab.cut((1,), (2, 3))
     lab.propose(1, b"x")
     lab.until(lambda: lab[1].role is not Role.LEADER, within=1.5 * TIMEOUT)
+    assert lab.leader() != 1
 
 
 def test_answers_to_an_old_leadership_keep_no_leader_in_office() -> None:
@@ -107,6 +108,7 @@ def test_a_transfer_takes_milliseconds() -> None:
     lab.run(0.1)
     lab[1].transfer(NodeId(2))
     lab.until(lambda: lab[2].role is Role.LEADER, within=0.1)
+    assert lab.leader() == 2
 
 
 def test_only_the_leader_can_ask_for_a_transfer() -> None:

@@ -71,6 +71,9 @@ def test_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 await node.producing.produce(produce_call("solo", batch([b"x"])))
             _configure(node, retention_ms="0")
             await _clean(node, 3, monkeypatch)
+            with pytest.raises(FluxError) as caught:
+                await node.fetching.fetch(fetch_call("solo", 2))
+            assert caught.value.metadata["log_start_offset"] == "3"
 
     asyncio.run(test())
 

@@ -77,6 +77,7 @@ def test_nothing_waits_when_nothing_is_on_its_way(cluster: FakeCluster) -> None:
             await producer.send("t", b"%d" % number)
 
     play(cluster, scene, linger_ms=3_600_000)
+    assert cluster.produced == 5
 
 
 def test_what_arrives_while_a_batch_is_on_its_way_leaves_when_that_has_arrived(cluster: FakeCluster) -> None:
