@@ -13,7 +13,7 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format type proto proto-check sim sim-cluster mutants chaos bench clean
+.PHONY: help venv demo test lint format type proto proto-check sim sim-cluster mutants chaos bench bench-core clean
 .PHONY: languages-test docker-image docker-test compose-up compose-down
 
 help: ## this list
@@ -62,8 +62,12 @@ chaos: $(STAMP) ## break real nodes on purpose and judge the history: make chaos
 mutants: $(STAMP) ## take each protective measure out in turn: does a test see it?
 	$(BIN)/python -m tests.simulation.mutants
 
-bench: $(STAMP) ## speed of a three-node cluster on this machine, beside the disk's limit
-	$(BIN)/python -m tests.bench
+bench: $(STAMP) ## speed of a three-node cluster beside the machine's limits: make bench PLOT=bench.svg ARGS="--quick"
+	$(if $(PLOT),$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]')
+	$(BIN)/python -m tests.bench $(if $(PLOT),--plot $(PLOT)) $(ARGS)
+
+bench-core: $(STAMP) ## speed of three replicas in one process beside the disk's limit: make bench-core ARGS="--quick"
+	$(BIN)/python -m tests.bench.core $(ARGS)
 
 docker-image: ## the container image: make docker-image IMAGE=fluxd:latest
 	deploy/build-image $(IMAGE)

@@ -1,6 +1,6 @@
 """`make bench`: the speed of a three-node cluster on this machine, beside the machine's own limits.
 
-    python -m tests.bench [--quick] [--json FILE] [--batches 16,64,256,1024] [--records 100,1000] …
+    python -m tests.bench [--quick] [--json FILE] [--only produce,…] [--json FILE] [--plot FILE.svg] …
 
 Three nodes and one client are processes of this one machine, replication factor 3; acknowledged means fdatasync on a
 majority. MB are 10^6 bytes of values. Each case runs once a round; shown is the run with the median figure, all
@@ -21,48 +21,58 @@ from pathlib import Path
 from typing import Any
 
 from fluxd import tuning
-from tests.bench import machine
-from tests.bench.nodes import running_echo, running_nodes
-from tests.bench.suite import KIB, Settings, Suite
+from tests.bench import machine, plot
+from tests.bench.figures import Cases
+from tests.bench.nodes import Nodes, running_echo, running_nodes
+from tests.bench.suite import KIB, PARTS, Settings, Suite
 
 _QUICK: dict[str, Any] = {
-    "seconds": 3.0, "rounds": 1, "lone_requests": 300, "fetch_total": 200_000_000, "echo_total": 200_000_000,
+    "seconds": 2.0, "rounds": 1, "lone_requests": 300, "fetch_total": 200_000_000, "limit_total": 100_000_000,
+    "batches": (64 * KIB, 256 * KIB), "records": (100,), "partitions": (1, 12),
 }  # fmt: skip
 
 
 def main() -> None:
     """See the module."""
     arguments = _parse_arguments()
-    settings = _settings(arguments)
+    if arguments.plot:
+        plot.check(arguments.plot)
+    settings, cases = _settings(arguments), Cases()
     tuning.tune_allocator()
-    with (
-        tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fluxd-bench-") as name,
-        asyncio.Runner(loop_factory=tuning.loop_factory()) as runner,
-        running_echo() as echo,
-        running_nodes(Path(name)) as nodes,
-    ):
-        about = {"settings": asdict(settings), "machine": machine.describe(Path(name)), "commit": _commit()}
-        about["began"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        suite = Suite(settings, nodes, echo, Path(name), runner, lambda line: print(line, flush=True))
-        suite.run()
-        memory = {name: {"now": now, "peak": peak} for name, (now, peak) in nodes.memory_mb().items()}
-    _print_report(about, suite, memory)
-    if arguments.json:
-        report = {**about, "cases": [case.as_json() for case in suite.cases.values()], "memory_mb": memory}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    report: dict[str, Any] = {
+        "settings": asdict(settings), "commit": _commit(), "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }  # fmt: skip
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fluxd-bench-") as name,
+            asyncio.Runner(loop_factory=tuning.loop_factory()) as runner,
+            running_echo() as echo,
+            running_nodes(Path(name)) as nodes,
+        ):
+            report["machine"] = machine.describe(Path(name))
+            Suite(settings, nodes, echo, Path(name), runner, cases).run()
+            report["memory_mb"] = _memory(nodes)
+    finally:  # also of a run that was broken off
+        report |= cases.as_json()
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        _print_report(report, cases)
+        if arguments.plot:
+            plot.draw(report, arguments.plot)
 
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="one short round: for a look, not for a figure")
+    parser.add_argument("--quick", action="store_true", help="one short round of a part: for a look, not for a figure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .svg or .png; needs matplotlib")
     parser.add_argument("--dir", type=Path, help="where the nodes' files go for the time being [the system's choice]")
-    parser.add_argument("--batches", help="KiB, with commas [64,256]")
-    parser.add_argument("--records", help="bytes, with commas [100]")
-    parser.add_argument("--partitions", help="with commas [1,12]")
-    parser.add_argument("--seconds", type=float, help="of one produce run [12]")
+    parser.add_argument("--batches", help="KiB, with commas [16,64,256,1024]")
+    parser.add_argument("--records", help="bytes, with commas [100,1000]")
+    parser.add_argument("--partitions", help="with commas [1,12,100]")
+    parser.add_argument("--seconds", type=float, help="of one run [10]")
     parser.add_argument("--rounds", type=int, help="[3]")
-    parser.add_argument("--only", help="with commas: limits,lone,produce,fetch")
+    parser.add_argument("--only", help=f"with commas: {','.join(PARTS)}")
     return parser.parse_args()
 
 
@@ -74,22 +84,28 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     given |= {name: value for name in ("seconds", "rounds") if (value := getattr(arguments, name)) is not None}
     if arguments.only:
         given["only"] = tuple(arguments.only.split(","))
+        if unknown := set(given["only"]) - set(PARTS):
+            raise SystemExit(f"--only knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
     return replace(Settings(), **given)
 
 
-def _print_report(about: dict[str, Any], suite: Suite, memory: dict[str, dict[str, float]]) -> None:
-    settings = about["settings"]
-    print("\n" + ", ".join(f"{key} {value}" for key, value in about["machine"].items()))
+def _memory(nodes: Nodes) -> dict[str, dict[str, float]]:
+    return {name: {"now": now, "peak": peak} for name, (now, peak) in nodes.memory_mb().items()}
+
+
+def _print_report(report: dict[str, Any], cases: Cases) -> None:
+    settings = report["settings"]
+    print("\n" + ", ".join(f"{key} {value}" for key, value in report.get("machine", {}).items()))
     print(
-        f"commit {about['commit']}; 3 nodes and 1 client on this machine, replication factor 3, acknowledged = "
+        f"commit {report['commit']}; 3 nodes and 1 client on this machine, replication factor 3, acknowledged = "
         f"fdatasync on a majority; {settings['in_flight'] // KIB} KiB in flight per leader, producer ids, "
         "no compression, no TLS; "
-        f"runs of {settings['seconds']:g} s after 1 s, {settings['rounds']} rounds, median run shown\n"
+        f"runs of {settings['seconds']:g} s after 1 s, {settings['rounds']} rounds, median run shown; "
+        "CPU: nodes/client; others: cores taken by everything else\n"
     )
-    for case in suite.cases.values():
-        print(case.row())
+    cases.print()
     print("\nmemory of the nodes at the end / at the peak, MB: " + ", ".join(
-        f"{name} {sizes['now']:.0f} / {sizes['peak']:.0f}" for name, sizes in memory.items()
+        f"{name} {sizes['now']:.0f} / {sizes['peak']:.0f}" for name, sizes in report.get("memory_mb", {}).items()
     ))  # fmt: skip
 
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+_KIB, _MIB = 1024, 1024 * 1024
+
+
+def size_text(size: int) -> str:
+    """A size of whole KiB or MiB, for people."""
+    return f"{size // _MIB} MiB" if size % _MIB == 0 else f"{size // _KIB} KiB"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -36,20 +45,79 @@ class Case:
 
     def row(self) -> str:
         """One line: the median's figure, all figures, and what else is known of the median's run."""
-        median = self.median
+        rest = "  ".join(f"{key} {_text(value)}" for key, value in self.median.items() if key != "figure")
+        return f"{self._beginning()}  {rest}"
+
+    def table_row(self) -> str:
+        """One line of the table: the columns of HEADING, empty where the case has no such number."""
+        cells = (f"{_text(self.median[key]) if key in self.median else '':>{width}}" for key, _, width in _COLUMNS)
+        return f"{self._beginning()} {' '.join(cells)}".rstrip()
+
+    def _beginning(self) -> str:
         figures = " ".join(_short(run["figure"]) for run in self.runs)
-        rest = "  ".join(f"{key} {_text(value)}" for key, value in median.items() if key != "figure")
-        return f"{self.name:<46} {_short(median['figure']):>9} {self.unit:<10} [{figures}]  {rest}"
+        return f"{self.name:<48} {_short(self.median['figure']):>9} {self.unit:<10} {f'[{figures}]':<22}"
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {**asdict(self), "median": statistics.median(run["figure"] for run in self.runs)}
 
 
+_COLUMNS = (
+    ("records_per_s", "records/s", 10),
+    ("p50_ms", "p50 ms", 7),
+    ("p99_ms", "p99 ms", 7),
+    ("p999_ms", "p99.9", 7),
+    ("limit", "limit", 7),
+    ("of_limit", "of it", 6),
+    ("cpu_ms_per_mb", "CPU ms/MB", 19),
+    ("cpu_ms_per_request", "CPU ms/request", 21),
+    ("others_cores", "others", 7),
+)
+"""Of the table: (what a run calls it, heading, width)."""
+HEADING = f"{'':<48} {'median':>9} {'':<10} {'all rounds':<22} " + " ".join(f"{h:>{w}}" for _, h, w in _COLUMNS)
+
+
+class Cases:
+    """All that one command measures. Each measurement is printed when it is there, and none is lost with another."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, Case] = {}
+        self.failures: list[str] = []
+
+    def note(self, name: str, unit: str, figure: float, **rest: Any) -> None:
+        """One run of one case."""
+        case = self.all.setdefault(name, Case(name, unit))
+        case.runs.append({"figure": figure, **rest})
+        print(Case(name, unit, [case.runs[-1]]).row(), flush=True)
+
+    @contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        """An error in here costs this measurement only: it is told at once, in the table and in the report."""
+        try:
+            yield
+        except Exception as error:
+            failure = f"{what}: {type(error).__name__}: {error}"
+            self.failures.append(failure)
+            print(f"NOT MEASURED: {failure}\n{traceback.format_exc()}", flush=True)
+
+    def print(self) -> None:
+        """The table for people."""
+        print(HEADING)
+        for case in self.all.values():
+            print(case.table_row())
+        for failure in self.failures:
+            print(f"NOT MEASURED: {failure}")
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"cases": [case.as_json() for case in self.all.values()], "failures": self.failures}
+
+
 def _short(number: float) -> str:
     if number >= 10_000:
         return f"{number:,.0f}"
-    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+    digits = 0 if number >= 100 else 1 if number >= 10 else 2 if number >= 0.3 else 3
+    return f"{number:.{digits}f}"
 
 
 def _text(value: object) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from fluxd import tuning
 from fluxlog import Connection, Consumer, Producer
 from tests.bench import machine, reading
+from tests.bench.delivery import time_records
 from tests.bench.figures import Case, percentile
 from tests.bench.load import Load, produce
 from tests.bench.nodes import Nodes, running_nodes
@@ -158,7 +159,7 @@ class Bench:
         topic, _ = await asyncio.to_thread(scope.__enter__)
         try:
             meter = Meter(self._nodes.processes)
-            taken_s = await self._time_records(topic, per_second)
+            taken_s = await time_records(self._addresses, topic, per_second=per_second, seconds=2 * self._seconds - 1)
             usage = meter.stop()
         finally:
             await asyncio.to_thread(scope.__exit__, None, None, None)
@@ -175,31 +176,6 @@ class Bench:
             }
         )
         print(Case(case.name, case.unit, case.runs[-1:]).row(), flush=True)
-
-    async def _time_records(self, topic: str, per_second: float) -> list[float]:
-        count, taken_s = int(2 * self._seconds * per_second), list[float]()
-        warm_up = int(per_second)
-        async with (
-            Producer(self._addresses) as producer,
-            Consumer(self._addresses, topic, start="earliest") as consumer,
-            asyncio.TaskGroup() as tasks,
-        ):
-            await producer.send(topic, bytes(100))
-
-            async def consume() -> None:
-                async for record in consumer:
-                    if record.offset:
-                        taken_s.append(time.perf_counter() - float((record.value or b"0").rstrip(b" ")))
-                    if record.offset == count:
-                        return
-
-            tasks.create_task(consume())
-            began = time.perf_counter()
-            for number in range(count):
-                due = began + number / per_second
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                producer.send_nowait(topic, f"{due:.9f}".encode().ljust(100))
-        return taken_s[warm_up:]
 
     def _note(self, name: str, record: int, count: int, usage: Usage, **rest: Any) -> None:
         case = self.cases.setdefault(f"{name}, {record} B", Case(f"{name}, {record} B", "records/s"))

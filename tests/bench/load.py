@@ -21,8 +21,8 @@ from fluxlog.framing import encode_produce
 from fluxlog.v1 import log_pb2
 from tests.bench.usage import Meter, Usage
 
-_STREAM = "/fluxlog.v1.Log/ProduceStream"
-_UNARY = "/fluxlog.v1.Log/Produce"
+STREAM = "/fluxlog.v1.Log/ProduceStream"
+UNARY = "/fluxlog.v1.Log/Produce"
 _PRODUCER_IN_FLIGHT = 16
 _POOL_RECORDS = 20_000
 _OPTIONS = (("grpc.max_receive_message_length", 8 << 20), ("grpc.use_local_subchannel_pool", 1))
@@ -159,7 +159,7 @@ async def _feed(run: _Run, address: str, partitions: Sequence[int]) -> None:
     producers = [_Producer(partition, os.urandom(16)) for _ in range(rounds) for partition in partitions]
     room, sent = asyncio.Semaphore(places), dict[int, float]()
     async with open_channel(address) as channel:
-        method: aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_STREAM)
+        method: aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(STREAM)
         call = method()
 
         async def read() -> None:
@@ -191,6 +191,11 @@ def _request(run: _Run, producer: _Producer, number: int) -> bytes:
     batch = encode_batch(values, producer_id=producer.producer_id, base_sequence=producer.next_sequence)
     producer.next_sequence += len(values)
     request = encode_produce(run.load.topic, producer.partition, batch)
+    return stream_message(number, request)
+
+
+def stream_message(number: int, request: bytes) -> bytes:
+    """An encoded ProduceStreamRequest around an encoded ProduceRequest."""
     head = log_pb2.ProduceStreamRequest(correlation_id=number).SerializeToString()
     return b"".join((head, b"\x12", _varint(len(request)), request))
 
@@ -227,4 +232,4 @@ async def lone_requests(address: str, method: str, request: bytes, *, count: int
 async def lone_records(topic: str, leader: str, record_bytes: int, *, count: int, per_second: float) -> list[float]:
     """The same for Produce with one record."""
     request = encode_produce(topic, 0, encode_batch([os.urandom(record_bytes)]))
-    return await lone_requests(leader, _UNARY, request, count=count, per_second=per_second)
+    return await lone_requests(leader, UNARY, request, count=count, per_second=per_second)

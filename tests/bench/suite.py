@@ -1,4 +1,4 @@
-"""The cases, in rounds: each round measures every case once and the machine's limit beside it, so that both see the
+"""The cases, in rounds: each round measures every case once and the machine's limits beside them, so that all see the
 same minutes of a machine that others may use.
 """
 
@@ -6,39 +6,42 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpc import aio
 
-from tests.bench import disk, reading
+from tests.bench import disk, reading, singles
+from tests.bench.delivery import time_records
 from tests.bench.echo import SERVICE
-from tests.bench.figures import Case, percentile
+from tests.bench.figures import Cases, percentile, size_text
 from tests.bench.load import Load, Produced, lone_records, lone_requests, open_channel, produce
 from tests.bench.nodes import Nodes
 from tests.bench.usage import Meter, Usage
 
 KIB, MIB = 1024, 1024 * 1024
+PARTS = ("limits", "lone", "singles", "delivery", "fetch", "produce")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What to measure. Sizes are bytes, times seconds."""
 
-    batches: tuple[int, ...] = (64 * KIB, 256 * KIB)
-    records: tuple[int, ...] = (100,)
-    partitions: tuple[int, ...] = (1, 12)
-    seconds: float = 12.0
+    batches: tuple[int, ...] = (16 * KIB, 64 * KIB, 256 * KIB, MIB)
+    records: tuple[int, ...] = (100, 1_000)
+    partitions: tuple[int, ...] = (1, 12, 100)
+    seconds: float = 10.0
     rounds: int = 3
     in_flight: int = 8 * MIB
-    lone_requests: int = 1_200
+    lone_requests: int = 1_000
     lone_per_second: float = 100.0
+    delivery_per_second: float = 1_000.0
     fetch_total: int = 1_000_000_000
     fetch_chunk: int = 1 * MIB
-    echo_total: int = 1_000_000_000
-    only: tuple[str, ...] = ("produce", "lone", "fetch", "limits")
+    limit_total: int = 1_000_000_000
+    only: tuple[str, ...] = PARTS
 
 
 class Suite:
@@ -48,7 +51,7 @@ class Suite:
         runner: the client's loop.
         echo: address and process id of the bare server.
         root: where the limit of the disk is measured: the disk of the nodes.
-        tell: called with each finished measurement, for people who wait.
+        cases: gets each measurement as it is made.
     """
 
     def __init__(
@@ -58,48 +61,48 @@ class Suite:
         echo: tuple[str, int],
         root: Path,
         runner: asyncio.Runner,
-        tell: Callable[[str], None],
+        cases: Cases,
     ) -> None:
         self._settings, self._nodes, self._echo, self._root = settings, nodes, echo, root
-        self._runner, self._tell = runner, tell
-        self.cases: dict[str, Case] = {}
+        self._runner, self._cases = runner, cases
+        self._limits: dict[int, float] = {}
+        """Of the disk, by chunk, as measured last."""
 
     def run(self) -> None:
-        """All rounds."""
-        for number in range(1, self._settings.rounds + 1):
-            self._tell(f"round {number} of {self._settings.rounds}")
-            if "limits" in self._settings.only:
-                self._transport()
-            if "lone" in self._settings.only:
-                self._lone()
-            if "produce" in self._settings.only:
-                for sizes in itertools.product(
-                    self._settings.partitions, self._settings.records, self._settings.batches
-                ):
-                    self._produce(*sizes)
-            if "fetch" in self._settings.only:
-                self._fetch()
-
-    def _note(self, name: str, unit: str, figure: float, **rest: Any) -> None:
-        case = self.cases.setdefault(name, Case(name, unit))
-        case.runs.append({"figure": figure, **rest})
-        self._tell(Case(name, unit, [case.runs[-1]]).row())
+        """All rounds. What cannot be measured is told, and costs nothing else."""
+        settings = self._settings
+        work = {
+            "limits": self._transport, "lone": self._lone, "singles": self._singles, "delivery": self._delivery,
+            "fetch": self._fetch,
+        }  # fmt: skip
+        for number in range(1, settings.rounds + 1):
+            print(f"round {number} of {settings.rounds}", flush=True)
+            for part, measure in work.items():
+                if part in settings.only:
+                    with self._cases.surviving(part):
+                        measure()
+            if "produce" in settings.only:
+                self._produce_all()
 
     # ---- the machine's own limits
 
     def _transport(self) -> None:
         settings = self._settings
         for size in settings.batches:
-            self._transport_case("up", size, _swallow(self._echo, size, settings.echo_total // 2))
+            self._transport_case("up", size, _swallow(self._echo, size, settings.limit_total // 4))
         size = settings.fetch_chunk
-        self._transport_case("down", size, _blast(self._echo, size, settings.echo_total))
+        self._transport_case("down", size, _blast(self._echo, size, settings.limit_total))
 
     def _transport_case(self, way: str, size: int, transfer: Coroutine[Any, Any, tuple[int, Usage]]) -> None:
         total, usage = self._runner.run(transfer)
-        self._note(
-            f"limit: grpc.aio stream {way}, {_size(size)}", "MB/s", total / usage.seconds / 1e6,
+        self._cases.note(
+            f"limit: grpc.aio stream {way}, {size_text(size)}", "MB/s", total / usage.seconds / 1e6,
             cpu_ms_per_mb=usage.ms_per_mb(total), **_others(usage),
         )  # fmt: skip
+
+    def _disk(self, chunk: int) -> None:
+        self._limits[chunk] = limit = disk.write_limit(self._root, self._settings.limit_total, chunk)
+        self._cases.note(f"limit: 3 files written and synced, {size_text(chunk)}", "MB/s", limit)
 
     # ---- latency
 
@@ -114,33 +117,80 @@ class Suite:
         with self._nodes.topic(1) as (topic, leaders):
             meter = Meter(self._nodes.processes)
             taken = self._runner.run(lone_records(topic, leaders[0], 100, count=count, per_second=rate))
-            self._latencies("lone record, unary Produce", taken, meter.stop())
+            self._latencies(f"lone record, unary Produce, {rate:g}/s", taken, meter.stop())
+
+    def _delivery(self) -> None:
+        settings, rate = self._settings, self._settings.delivery_per_second
+        addresses = [node.address for node in self._nodes.cluster.nodes]
+        with self._nodes.topic(1) as (topic, _):
+            meter = Meter(self._nodes.processes)
+            taken = self._runner.run(time_records(addresses, topic, per_second=rate, seconds=settings.seconds))
+            self._latencies(f"end to end, {rate:g} records/s of 100 B", taken, meter.stop())
 
     def _latencies(self, name: str, taken_s: list[float], usage: Usage | None = None) -> None:
         ms = [1000 * seconds for seconds in taken_s]
         more: dict[str, Any] = {}
         if usage is not None:
-            more = {"cpu_ms_per_request": {k: 1000 * v / len(ms) for k, v in usage.cpu_s.items()}, **_others(usage)}
-        self._note(name, "ms p50", percentile(ms, 0.5), p99=percentile(ms, 0.99), max=max(ms), requests=len(ms), **more)
+            more = {**_per_request(usage, len(ms)), **_others(usage)}
+        p50, p99, p999 = (percentile(ms, share) for share in (0.5, 0.99, 0.999))
+        self._cases.note(
+            name, "ms p50", p50, p50_ms=p50, p99_ms=p99, p999_ms=p999, max_ms=max(ms), requests=len(ms), **more
+        )
+
+    # ---- one record a request
+
+    def _singles(self) -> None:
+        seconds, (echo, echo_process) = self._settings.seconds / 2, self._echo
+        bare = {"server": echo_process}
+        ceiling = self._runner.run(singles.unary(echo, bytes(200), bare, seconds=seconds, method=f"/{SERVICE}/Echo"))
+        self._rate(f"limit: grpc.aio unary echo, {singles.CONCURRENT} concurrent", ceiling)
+        ceilings = self._runner.run(singles.bare_stream(echo, 200, bare, seconds=seconds, method=f"/{SERVICE}/Swallow"))
+        self._rate(f"limit: grpc.aio stream, {singles.STREAM_IN_FLIGHT} in flight", ceilings)
+        with self._nodes.topic(1) as (topic, leaders):
+            request = singles.single_record(topic)
+            done = self._runner.run(singles.unary(leaders[0], request, self._nodes.processes, seconds=seconds))
+            self._rate(f"single records, unary, {singles.CONCURRENT} concurrent", done, ceiling)
+        with self._nodes.topic(1) as (topic, leaders):
+            request = singles.single_record(topic)
+            done = self._runner.run(singles.stream(leaders[0], request, self._nodes.processes, seconds=seconds))
+            self._rate(f"single records, one stream, {singles.STREAM_IN_FLIGHT} in flight", done, ceilings)
+
+    def _rate(self, name: str, done: singles.Answered, ceiling: singles.Answered | None = None) -> None:
+        ms, usage = [1000 * taken for taken in done.latencies_s], done.usage
+        assert usage is not None
+        limit = {"limit": ceiling.per_s, "of_limit": done.per_s / ceiling.per_s} if ceiling else {}
+        self._cases.note(
+            name, "requests/s", done.per_s, p50_ms=percentile(ms, 0.5), p99_ms=percentile(ms, 0.99),
+            **limit, **_per_request(usage, len(ms)), **_others(usage),
+        )  # fmt: skip
 
     # ---- produce
 
-    def _produce(self, partitions: int, record: int, batch: int) -> None:
+    def _produce_all(self) -> None:
+        settings = self._settings
+        for batch in settings.batches:
+            with self._cases.surviving(f"disk, {size_text(batch)}"):
+                self._disk(batch)
+            for partitions, record in itertools.product(settings.partitions, settings.records):
+                name = f"produce {size_text(batch)} x {record} B, {partitions} partition{'s' * (partitions > 1)}"
+                with self._cases.surviving(name):
+                    self._produce(name, partitions, record, batch)
+
+    def _produce(self, name: str, partitions: int, record: int, batch: int) -> None:
         settings = self._settings
         with self._nodes.topic(partitions) as (topic, leaders):
             load = Load(topic, leaders, batch, record, settings.in_flight)
             done = self._runner.run(produce(load, self._nodes.processes, seconds=settings.seconds))
-            limits = {"limit_at_batch": disk.write_limit(self._root, done.size, batch)}
-            if batch < MIB:  # what waits is appended in entries of up to 1 MiB
-                limits["limit_at_1MiB"] = disk.write_limit(self._root, done.size, MIB)
-        name = f"produce {_size(batch)} x {record} B, {partitions} partition{'s' * (partitions > 1)}"
-        self._note(name, "MB/s", done.mb_per_s, **self._of_produced(done, limits, leaders))
+            self._cases.note(name, "MB/s", done.mb_per_s, **self._of_produced(done, batch, record, leaders))
 
-    def _of_produced(self, done: Produced, limits: dict[str, float], leaders: list[str]) -> dict[str, Any]:
+    def _of_produced(self, done: Produced, batch: int, record: int, leaders: list[str]) -> dict[str, Any]:
+        limit = self._limits.get(batch)
         return {
+            "batch_bytes": batch,
+            "record_bytes": record,
+            "partitions": len(leaders),
             "records_per_s": done.records_per_s,
-            **limits,
-            "of_limit": done.mb_per_s / max(limits.values()),
+            **({"limit": limit, "of_limit": done.mb_per_s / limit} if limit else {}),
             "p50_ms": 1000 * percentile(done.latencies_s, 0.5),
             "p99_ms": 1000 * percentile(done.latencies_s, 0.99),
             "cpu_ms_per_mb": done.usage.ms_per_mb(done.size),
@@ -166,12 +216,11 @@ class Suite:
             for how, reader in readers.items():
                 read = self._runner.run(reader)
                 cpu = read.usage.ms_per_mb(read.size)
-                server = self._nodes.name_of(address)
-                self._note(
-                    f"fetch {_size(chunk)}, 256 KiB x 100 B: {how}", "MB/s", read.mb_per_s,
+                self._cases.note(
+                    f"fetch {size_text(chunk)} at once: {how}", "MB/s", read.mb_per_s,
                     **({"records_per_s": read.records_per_s} if read.records else {}),
-                    cpu_ms_per_mb={"server": cpu[server], "client": cpu["client"]}, gb=read.size / 1e9,
-                    **_others(read.usage),
+                    cpu_ms_per_mb={"server": cpu[self._nodes.name_of(address)], "client": cpu["client"]},
+                    gb=read.size / 1e9, **_others(read.usage),
                 )  # fmt: skip
 
 
@@ -179,8 +228,8 @@ def _others(usage: Usage) -> dict[str, float]:
     return {"others_cores": usage.others_cores}
 
 
-def _size(size: int) -> str:
-    return f"{size // MIB} MiB" if size % MIB == 0 else f"{size // KIB} KiB"
+def _per_request(usage: Usage, requests: int) -> dict[str, dict[str, float]]:
+    return {"cpu_ms_per_request": {name: 1000 * spent / max(1, requests) for name, spent in usage.cpu_s.items()}}
 
 
 async def _swallow(server: tuple[str, int], size: int, total: int) -> tuple[int, Usage]:
