@@ -14,6 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format type proto proto-check sim sim-cluster mutants chaos bench bench-core clean
+.PHONY: bench-ops bench-failover bench-recovery bench-retention bench-flood
 .PHONY: languages-test docker-image docker-test compose-up compose-down
 
 help: ## this list
@@ -68,6 +69,9 @@ bench: $(STAMP) ## speed of a three-node cluster beside the machine's limits: ma
 
 bench-core: $(STAMP) ## speed of three replicas in one process beside the disk's limit: make bench-core ARGS="--quick"
 	$(BIN)/python -m tests.bench.core $(ARGS)
+
+bench-failover: $(STAMP) ## for how long can nothing be written when a leader goes?
+	$(BIN)/python -m tests.bench.failover $(ARGS)
 
 docker-image: ## the container image: make docker-image IMAGE=fluxd:latest
 	deploy/build-image $(IMAGE)

@@ -3,8 +3,9 @@
 Each leader looks after its own partitions: it alone knows first-hand whether the preferred replica has everything, so
 no controller and no call to another node is needed, and each node bounds what it hands back per round.
 
-A leadership that the preferred leader itself gave away (an operator moved it, or the node is stopping) stays where it
-is as long as that replica has been well ever since: otherwise `nodes transfer` would be undone within seconds.
+A leadership that the preferred leader itself handed over (an operator moved it, or the node is stopping) stays where it
+is as long as that replica has been well ever since, on a node that was not away: otherwise `nodes transfer` would be
+undone within seconds. One that was lost is brought back, however soon the node is well again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class TransferableReplica(Replica, Protocol):
 
     @property
     def voters(self) -> tuple[NodeId, ...]: ...
+    @property
+    def was_handed_over(self) -> bool: ...
     def transfer(self, to: NodeId | None) -> FluxError | None: ...
 
 
@@ -42,7 +45,7 @@ class LeaderBalancer:
         self._last_leader: dict[GroupId, NodeId] = {}
         """Last leader other than this node."""
         self._given: set[GroupId] = set()
-        """Led here because the preferred leader gave it away, and well ever since."""
+        """Led here because the preferred leader handed it over, and well ever since."""
         self._well_since: dict[GroupId, float] = {}
         """Led here, and the preferred leader has been in sync since then."""
         self._leading_since: dict[GroupId, float] = {}
@@ -73,7 +76,7 @@ class LeaderBalancer:
             return
         if group.role is Role.LEADER:
             self._leading_since.setdefault(group_id, self._reactor.now())
-            if self._last_leader.get(group_id) == group.voters[0]:
+            if self._last_leader.get(group_id) == group.voters[0] and group.was_handed_over:
                 self._given.add(group_id)
         else:
             self._ended(group_id)
@@ -92,9 +95,13 @@ class LeaderBalancer:
         for group_id, group in tuple(self._groups.items()):
             if group.role is not Role.LEADER or group.voters[0] == me:
                 continue
+            leading_since = self._leading_since.setdefault(group_id, now)
+            if group_id in self._given and self._view.joined_since(group.voters[0], leading_since):
+                self._given.discard(group_id)
+                self._well_since.pop(group_id, None)
             if not self._is_well(group, group.voters[0]):
                 self._well_since.pop(group_id, None)
-                if now - self._leading_since.setdefault(group_id, now) > limits.IN_SYNC_TIMEOUT:
+                if now - leading_since > limits.IN_SYNC_TIMEOUT:
                     self._given.discard(group_id)
                 continue
             since = self._well_since.setdefault(group_id, now)

@@ -86,6 +86,7 @@ class _Peer:
     seen_at: float | None = None
     """Reactor's clock; None: never, or its process is gone."""
     last_seen_at: float | None = None
+    joined_at: float | None = None
     status: peer_pb2.NodeStatus | None = None
     status_at: float = 0.0
     leading: dict[GroupId, peer_pb2.LeaderStatus] = field(default_factory=dict)
@@ -152,6 +153,16 @@ class ClusterView:
         """Something was received from a node."""
         peer = self._peer(node_id)
         peer.seen_at = peer.last_seen_at = self._reactor.now()
+
+    def peer_joined(self, node_id: NodeId) -> None:
+        """A link to a node stands again: it may have been started anew."""
+        self.peer_seen(node_id)
+        self._peer(node_id).joined_at = self._reactor.now()
+
+    def joined_since(self, node_id: NodeId, moment: float) -> bool:
+        """A link to the node was made after a moment of the reactor's clock."""
+        peer = self._peers.get(node_id)
+        return peer is not None and peer.joined_at is not None and peer.joined_at > moment
 
     def peer_lost(self, node_id: NodeId) -> None:
         """A node's process is gone (its connection is refused): do not wait for NODE_DOWN_AFTER."""

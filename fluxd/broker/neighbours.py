@@ -56,7 +56,7 @@ class Neighbours:
         """Both streams stand."""
         self._ever_connected = True
         self._refusals.clear()
-        self._view.peer_seen(peer)
+        self._view.peer_joined(peer)
         self._forwarder.link_up(peer)
         self._host.peer_up(peer)
         self._status_changed.set()

@@ -42,6 +42,8 @@ class Elections:
         """Of the vote request that the library is looking at."""
         self.disk_vote_due = False
         self._transfer = False
+        self.by_transfer = False
+        """The last campaign was asked for by the leader before."""
         self._retired = False
         self.deadline = NEVER
 
@@ -136,7 +138,7 @@ class Elections:
     # ------------------------------------------------------------------ vote
     def _campaign(self) -> None:
         """Let the library campaign: it does so in a tick in which it sees a connection."""
-        self._votes = set()
+        self._votes, self.by_transfer = set(), self._transfer
         self._nonce = int(self._guard.random() * (1 << 53)) + 1
         self.arm(*_RETRY)
         self._guard.tick_exposed()

@@ -20,6 +20,7 @@ class OfflineGroup:
     """Stands in the place of a `Group` that could not be opened."""
 
     role = Role.UNADMITTED
+    was_handed_over = False
     term = Term(0)
     leader_id: NodeId | None = None
     commit_index = RaftIndex(0)

@@ -56,6 +56,11 @@ class Standing:
         """Offset after the last record in the log, committed or not: exclusive."""
         return self.log.log_end_offset
 
+    @property
+    def was_handed_over(self) -> bool:
+        """While leading: the leader before asked this replica to take over."""
+        return self.guard.is_leader and self.guard.elections.by_transfer
+
     def quorum_missing(self) -> tuple[NodeId, ...] | None:
         """Nodes that are missing when too few voters can be reached for a majority; None when enough can."""
         guard, now, leads = self.guard, self.guard.now(), self.role is Role.LEADER

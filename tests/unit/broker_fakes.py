@@ -113,9 +113,11 @@ class FakeGroup:
         self.missing: tuple[NodeId, ...] | None = None
         self.transfers: list[NodeId | None] = []
         self.refusal: FluxError | None = None
+        self.was_handed_over = False
 
-    def become(self, role: Role, term: int, leader: int | None) -> None:
+    def become(self, role: Role, term: int, leader: int | None, *, handed_over: bool = False) -> None:
         """A change of role, told to the listeners."""
+        self.was_handed_over = handed_over
         self.role, self.term, self.leader_id = role, Term(term), None if leader is None else NodeId(leader)
         for listener in self.on_role:
             listener()

@@ -66,7 +66,7 @@ def test_what_the_preferred_leader_gave_away_stays() -> None:
     scene = Scene()
     scene.group.become(Role.FOLLOWER, 3, 2)
     scene.group.become(Role.CANDIDATE, 4, None)
-    scene.group.become(Role.LEADER, 4, 1)
+    scene.group.become(Role.LEADER, 4, 1, handed_over=True)
     scene.pass_time(limits.LEADER_BALANCE_INTERVAL)
     scene.group.in_sync = {2}
     scene.pass_time(2 * SETTLED)
@@ -74,6 +74,29 @@ def test_what_the_preferred_leader_gave_away_stays() -> None:
     scene.group.in_sync = set()
     scene.pass_time(SETTLED, up=False)
     scene.group.in_sync = {2}
+    scene.pass_time(SETTLED)
+    assert scene.group.transfers == [2]
+
+
+def test_what_the_preferred_leader_lost_goes_back_however_soon_it_is_well() -> None:
+    """Node 2 led, and stood still or died for so short a time that it never seemed out of sync."""
+    scene = Scene()
+    scene.group.in_sync = {2}
+    scene.group.become(Role.FOLLOWER, 3, 2)
+    scene.group.become(Role.LEADER, 4, 1)
+    scene.pass_time(SETTLED)
+    assert scene.group.transfers == [2]
+
+
+def test_what_a_stopping_node_handed_over_goes_back_when_it_has_been_started_again() -> None:
+    """Node 2 handed over, ended, and was back before anybody missed it."""
+    scene = Scene()
+    scene.group.in_sync = {2}
+    scene.group.become(Role.FOLLOWER, 3, 2)
+    scene.group.become(Role.LEADER, 4, 1, handed_over=True)
+    scene.pass_time(2 * SETTLED)
+    assert scene.group.transfers == []
+    scene.cluster.view.peer_joined(NodeId(2))
     scene.pass_time(SETTLED)
     assert scene.group.transfers == [2]
 

@@ -1,0 +1,65 @@
+"""What the measurements of operations have in common: parts that do not spoil each other, a table, and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench import machine
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One measurement on a cluster of its own.
+
+    Args:
+        run: is given an empty directory, returns lines for people and what programs want to know.
+    """
+
+    name: str
+    run: Callable[[Path], tuple[list[str], dict[str, Any]]]
+
+
+def say(line: str) -> None:
+    """Tell how it goes."""
+    print(line, flush=True)
+
+
+def run_parts(parser: argparse.ArgumentParser, parts: Callable[[argparse.Namespace], Sequence[Part]]) -> None:
+    """Measure each part, print the table, write the JSON; exit code 1 when a part failed.
+
+    Args:
+        parser: gets --dir and --json.
+        parts: from the arguments.
+    """
+    parser.add_argument("--dir", type=Path, help="where the nodes' files go for the time being [the system's choice]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fluxd-bench-") as root:
+        about = machine.describe(Path(root))
+    lines, report, failures = list[str](), dict[str, Any](), 0
+    for part in parts(arguments):
+        began = time.monotonic()
+        say(f"--- {part.name}")
+        try:
+            with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fluxd-bench-") as root:
+                found, report[part.name] = part.run(Path(root))
+        except Exception as error:  # the other parts still count
+            traceback.print_exc()
+            found, report[part.name] = [f"{part.name}: FAILED: {error}"], {"failed": str(error)}
+            failures += 1
+        lines += [*found, f"        ({time.monotonic() - began:.0f} s)"]
+    print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
+    print("\n".join(lines))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": about, "parts": report}, indent=1) + "\n")
+    if failures:
+        sys.exit(1)
