@@ -54,6 +54,11 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, JSON otherwise."""
 
+    scrub_interval: float = Field(default=limits.SCRUB_INTERVAL_DEFAULT, ge=0)
+    """Closed segments are read again and verified about this often, seconds. 0: never."""
+    scrub_bytes_per_second: int = Field(default=limits.SCRUB_BYTES_PER_SECOND_DEFAULT, ge=limits.SCRUB_PIECE_BYTES)
+    """At most; and at most a twentieth of the time."""
+
     stop_timeout: float = Field(default=5.0, ge=0.1, le=300)
     """SIGTERM: how long handing over and finishing may take."""
 

@@ -51,6 +51,7 @@ from fluxd.peer.reception import Reception
 from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.library import LibraryError, check_library
+from fluxd.raft.scrubbing import Scrubber
 from fluxd.raft.spec import GroupSpec
 from fluxd.rpc.admin import WRITES, AdminServicer
 from fluxd.rpc.admin_node import NodeControl
@@ -244,6 +245,10 @@ class Node:
         follower.listeners.append(coordinators.metadata_changed)
         balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
         cleaner = Cleaner(self._reactor, self._view, self._host.groups)
+        scrubber = Scrubber(
+            self._reactor, self._host.groups, _log_event, interval_s=self._settings.scrub_interval,
+            bytes_per_second=self._settings.scrub_bytes_per_second,
+        )  # fmt: skip
 
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -258,10 +263,12 @@ class Node:
                 running.append(tasks.create_task(currency.fetch_metadata()))
             balancer.start()
             cleaner.start()
+            scrubber.start()
             await self._server.set_serving(serving=True)
             log.info("node_serving", cluster_id=founding.cluster_id)
             await self._ended.wait()
             cleaner.stop()
+            scrubber.stop()
             await self._drain(balancer)
             follower.stop()
             partitions.stop()
@@ -355,7 +362,9 @@ class Node:
         self._view.image = change.new
 
 
-_WARNINGS = frozenset({"replica_failed", "replica_unadmitted", "loop_stalled", "snapshot_failed", "leader_disk_hung"})
+_WARNINGS = frozenset(
+    {"replica_failed", "replica_unadmitted", "loop_stalled", "snapshot_failed", "leader_disk_hung", "log_damaged"}
+)
 
 
 def _log_event(event: str, **fields: object) -> None:

@@ -240,9 +240,18 @@ class ClusterView:
             return (own.role, own.why) if own is not None and own.role in _OUT else None
         peer = self._peers.get(node_id)
         trouble = peer.troubles.get(group_id) if peer else None
-        if trouble is None:
+        if trouble is None or trouble.takes_part:
             return None
         return (Role.FAILED if trouble.failed else Role.UNADMITTED), trouble.why
+
+    def damage(self, group_id: GroupId, node_id: NodeId) -> str:
+        """What is wrong with a replica that takes part all the same; empty: nothing is known."""
+        if node_id == self.local.node_id:
+            own = self._groups.get(group_id)
+            return own.why if own is not None and own.role not in _OUT else ""
+        peer = self._peers.get(node_id)
+        trouble = peer.troubles.get(group_id) if peer else None
+        return trouble.why if trouble is not None and trouble.takes_part else ""
 
     def on_status(self, listener: Callable[[peer_pb2.NodeStatus], None]) -> None:
         """Call after each status of another node."""
@@ -263,13 +272,14 @@ class ClusterView:
             leading = leader_status(group)
             if leading is not None:
                 status.leading.append(leading)
-            elif group.role in _OUT:
+            if group.role in _OUT or group.why:
                 status.troubles.add(
                     topic_id=group_id.topic_id,
                     partition=group_id.partition,
                     failed=group.role is Role.FAILED,
                     why=group.why,
                     copied=group_id in self.copied,
+                    takes_part=group.role not in _OUT,
                 )
         return status
 

@@ -24,6 +24,12 @@ _STATES = {
     Role.FAILED: admin_pb2.REPLICA_STATE_FAILED,
 }
 
+_TAKES_NO_PART = (
+    admin_pb2.REPLICA_STATE_UNREACHABLE,
+    admin_pb2.REPLICA_STATE_UNADMITTED,
+    admin_pb2.REPLICA_STATE_FAILED,
+)
+
 
 def summary(topic: Topic) -> admin_pb2.TopicSummary:
     """One line of a list."""
@@ -131,6 +137,8 @@ def _replica(
         out.why = _down(view, node)
     elif trouble is not None:
         out.why = f"{trouble[0].value}: {trouble[1]}"
+    elif damage := view.damage(group_id, node):
+        out.why = damage
     elif follower is not None and not follower.in_sync:
         out.why = _behind(out)
     return out
@@ -169,7 +177,7 @@ def _why(
     reasons = _listed(f"node {replica.node_id}: {replica.why}" for replica in ill)
     total, needed = len(partition.replicas), partition.majority
     if not description.leader_node:
-        out = [r for r in description.replica_states if r.why]
+        out = [replica for replica in ill if replica.state in _TAKES_NO_PART]
         if total - len(out) < needed:
             return f"no leader: {needed} of {total} replicas are needed, {total - len(out)} can take part; {reasons}"
         own = view.replica(group_id)
@@ -182,6 +190,8 @@ def _why(
         return f"writes are refused: {needed} of {total} replicas are needed, {len(description.isr)} in sync; {reasons}"
     if not description.isr:
         return f"node {description.leader_node} has just been elected and has not told of its followers yet"
+    if all(replica.in_sync for replica in ill):  # all take part, but what is wrong is not nothing
+        return reasons
     return f"out of sync: {reasons}" if reasons else ""
 
 

@@ -193,6 +193,7 @@ class Fetching:
         except (OSError, ValueError, CorruptDataError) as error:
             if offset < group.log_start_offset:  # its segment went while it was being read
                 raise _out_of_range(route, group, offset) from error
+            group.read_failed(error)
             raise FluxError(
                 Reason.REPLICA_OFFLINE, f"{route.name} cannot be read at offset {offset} on this node: {error}"
             ) from error

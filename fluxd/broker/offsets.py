@@ -117,6 +117,7 @@ class ListingOffsets:
             try:
                 entry = await self._reactor.read(lambda: group.log.find_time(time_ms, commit_index))
             except (OSError, ValueError, CorruptDataError) as error:
+                group.read_failed(error)
                 raise FluxError(
                     Reason.REPLICA_OFFLINE, f"{query.topic}-{query.partition} cannot be read on this node: {error}"
                 ) from error

@@ -52,6 +52,12 @@ DISK_RESERVE_BYTES: Final = 64 * MIB
 deletions."""
 DISK_CHECK_INTERVAL: Final = 1.0
 DISK_FULL_RETRY_MS: Final = 1_000
+SCRUB_PIECE_BYTES: Final = 256 * KIB
+"""Of a closed segment, read again at once."""
+SCRUB_REST_FACTOR: Final = 19
+"""After a piece the scrub rests so many times as long as that took."""
+SCRUB_INTERVAL_DEFAULT: Final = 24 * 3600.0
+SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * MIB
 TAIL_CACHE_BYTES: Final = 4 * MIB
 """Frames at the end of a log that stay in memory: what followers and waiting readers ask for."""
 

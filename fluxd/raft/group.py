@@ -46,6 +46,8 @@ class GroupContext:
     """Have `step` called soon."""
     enter: Callable[[], None]
     """Set the library's clock before a step."""
+    read_failed: Callable[[Group, BaseException], None]
+    """A read of committed entries failed."""
     disk_full: Callable[[], bool]
     """Only the reserve of free space is left."""
 
@@ -95,7 +97,9 @@ class Group(Standing):
             context.node_id, self.guard.library_peers, self.journal, self.guard, self.guard.state_changed
         )
         self.guard.attach(self._raft)
-        serving = CopyServing(self.guard, log, context.reactor, wake=lambda: context.wake(self))
+        serving = CopyServing(
+            self.guard, log, context.reactor, wake=lambda: context.wake(self), read_failed=self.read_failed
+        )
         self.guard.on_copy_request = serving.on_request
         self.commit_index = self.guard.commit_index
         self.high_watermark = log.next_offset_at(self.commit_index)
@@ -377,9 +381,7 @@ class Group(Standing):
             self._call(listener)
 
     def read_index(self, done: Callable[[FluxError | None], None]) -> None:
-        """Call back when this replica is confirmed to lead, with its own entry committed: what it then knows
-        is current.
-        """
+        """Call back when this replica is confirmed to lead, its own entry committed: what it then knows is current."""
         if not self.guard.is_leader or self._failed:
             done(self.not_leader())
             return
@@ -387,9 +389,7 @@ class Group(Standing):
         self._context.wake(self)
 
     def transfer(self, to: NodeId | None) -> FluxError | None:
-        """Begin to hand leadership to a replica (None: to any that is caught up). Returns why not, or None
-        when begun.
-        """
+        """Begin to hand leadership to a replica (None: to any that is caught up). Returns why not, or None."""
         if not self.guard.is_leader or self._failed:
             return self.not_leader()
         if to == self._context.node_id:
@@ -456,10 +456,13 @@ class Group(Standing):
         """A link broke; `step` follows."""
         self.guard.peer_down(peer, gone=gone)
 
+    def read_failed(self, error: BaseException) -> None:
+        """Committed entries could not be read: if they are damaged, this replica is to be copied anew."""
+        if not self._failed:
+            self._context.read_failed(self, error)
+
     def disk_hangs(self) -> None:
-        """The log's sync has not returned for an election timeout: a leader hands over to a peer whose disk
-        has it all.
-        """
+        """The log's sync has not returned for an election timeout: a leader hands over to a peer whose disk has all."""
         if self.guard.is_leader and not self.guard.leading.handing_over and self.guard.leading.caught_up_peer(None):
             self._log_event("leader_disk_hung")
             self.guard.leading.transfer(None, urgent=True)

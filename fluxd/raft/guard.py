@@ -68,6 +68,7 @@ class Guard(LibraryTransport):
         self._exposed: set[NodeId] = set()
         self.counters: Counter[str] = Counter()
         self.on_copy_request: Callable[[NodeId, peer_pb2.GroupMessage], None] = lambda peer, message: None
+        self.on_copy_reply: Callable[[NodeId, peer_pb2.GroupMessage], None] = lambda peer, message: None
         self.outbox = Outbox(
             group, generation, transport, term=lambda: self.raft.raftCurrentTerm, votes_durable=self.votes_durable
         )
@@ -220,6 +221,8 @@ class Guard(LibraryTransport):
             self.elections.on_timeout_now(peer, message)
         elif body == "copy_request":
             self.on_copy_request(peer, message)
+        elif body == "copy_reply":
+            self.on_copy_reply(peer, message)
         else:
             self.count("unknown_body")
 

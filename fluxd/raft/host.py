@@ -14,11 +14,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from fluxd.core import limits
+from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor, Timer
-from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex
+from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset, RaftIndex
 from fluxd.raft import library
 from fluxd.raft.copying import CopyContext, Copying
 from fluxd.raft.group import Group, GroupContext
+from fluxd.raft.leaving import Leaving, hand_over
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Damaged, Opened, open_replica
 from fluxd.raft.spec import GroupSpec, Role
@@ -33,7 +35,7 @@ _STALLED_AFTER = 0.5
 """The loop stood still for this long: read what arrived meanwhile before any timer acts (H22)."""
 _STALL_GRACE = 0.05
 _ALIVE_EVERY = 0.1
-_HAND_OVER_CHECK = 0.02
+_IDLE_CHECK = 0.02
 
 
 class LogEvent(Protocol):
@@ -73,6 +75,7 @@ class Host:
         """A replica took the place of another object."""
         self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why
         self._transport, self._log_event = transport, log_event
+        self._leaving = Leaving(reactor, log_event, self._set_aside)
         self._ready: dict[GroupId, Group] = {}
         self._scheduled = False
         self._syncing: dict[GroupId, float] = {}
@@ -150,7 +153,7 @@ class Host:
         self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.written_bytes
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
-            enter=self._enter, disk_full=lambda: self._disk_full,
+            enter=self._enter, read_failed=self._leaving.read_failed, disk_full=lambda: self._disk_full,
         )  # fmt: skip
         return Group(spec, log, opened.producers, opened.log_start, context)
 
@@ -175,6 +178,24 @@ class Host:
         )  # fmt: skip
         offline.copying = Copying(spec, context)
         offline.copying.start()
+
+    def _set_aside(self, group: Group, why: str) -> None:
+        """The replica's log is damaged: from now on it takes no part."""
+        group_id = group.group_id
+        if group_id == METADATA_GROUP or self.groups.get(group_id) is not group:
+            return
+        offline = self.groups[group_id] = OfflineGroup(group.spec, Damaged(why))
+        offline.on_role = group.on_role
+        self._log_event("replica_unadmitted", group=str(group_id), why=why)
+        group.close()
+
+        def repair() -> None:
+            if group_id in self._snapshotting or group_id in self._syncing:  # its files are still being changed
+                self._reactor.call_at(self._reactor.now() + _IDLE_CHECK, repair)
+            elif self.groups.get(group_id) is offline and not self._stopped:
+                self._repair(offline)
+
+        repair()
 
     def _reopen(self, offline: OfflineGroup) -> None:
         """A copy is finished: what is there now is this node's replica."""
@@ -297,6 +318,8 @@ class Host:
             step()
         except Exception as error:  # noqa: BLE001 - the boundary of fail-stop: whatever it is, this replica does not go on
             group.fail(f"{type(error).__name__}: {error}")
+            if isinstance(error, CorruptDataError):
+                self._set_aside(group, f"its log is damaged: {error}")
 
     def _arm(self, group: Group) -> None:
         deadline = group.deadline
@@ -450,21 +473,7 @@ class Host:
         """Hand every leadership to a caught-up replica; `done` when none is left that could be, or after two
         election timeouts.
         """
-        deadline = self._reactor.now() + limits.ELECTION_TIMEOUT_MAX
-        for group in self._active():
-            group.guard.elections.retire()
-
-        def check() -> None:
-            leading = [g for g in self._active() if g.role is Role.LEADER and g.guard.peers]
-            if not leading or self._reactor.now() >= deadline:
-                done()
-                return
-            for group in leading:
-                if not group.guard.leading.handing_over:
-                    group.transfer(None)
-            self._reactor.call_at(self._reactor.now() + _HAND_OVER_CHECK, check)
-
-        check()
+        hand_over(self._reactor, self._active, done)
 
     def stop(self) -> None:
         """Stop all groups. What is in the logs stays; a clean stop syncs it, so that the next start has

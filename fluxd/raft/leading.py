@@ -18,7 +18,7 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.types import NodeId, RaftIndex
 from fluxd.raft.journal import ENTRY_WEIGHT, EntryRange
-from fluxd.raft.progress import InFlight, Progress
+from fluxd.raft.progress import NEVER, InFlight, Progress
 from fluxlog.v1 import peer_pb2
 
 if TYPE_CHECKING:
@@ -188,6 +188,9 @@ class Leading:
         if progress.admitted_at and reply.echoed_sequence <= progress.admitted_at:
             self._guard.count("reply_of_a_lost_disk")
             return
+        if now < progress.leaving_until:
+            self._guard.count("reply_of_a_leaving_replica")
+            return
         progress.heard_at = now
         progress.acked_sequence = max(progress.acked_sequence, reply.echoed_sequence)
         if reply.success:
@@ -280,6 +283,22 @@ class Leading:
         for progress in self.progress.values():
             progress.probe = True
 
+    def may_leave(self, leaver: NodeId) -> bool:
+        """Whether the group can do without a follower that found its log damaged: the others that are in sync are a
+        majority, and nothing waits for a commit that counts it. Two that ask are let go one after the other.
+        """
+        now, progress = self._guard.now(), self.progress[leaver]
+        connected = self._guard.transport.is_connected
+        staying = [
+            peer
+            for peer, p in self.progress.items()
+            if peer != leaver and p.in_sync(now) and connected(peer) and now >= p.leaving_until
+        ]
+        if 2 * (len(staying) + 1) <= len(self.progress) + 1 or progress.match > self._guard.journal.commit_index:
+            return False
+        progress.leaving_until = now + 2 * limits.IN_SYNC_TIMEOUT
+        return True
+
     def _finish_admissions(self) -> None:
         commit_index = self._guard.journal.commit_index
         for newcomer, (asked_at, admitted) in tuple(self._admissions.items()):
@@ -288,7 +307,7 @@ class Leading:
             if not confirmed or progress.match > commit_index:
                 continue
             del self._admissions[newcomer]
-            progress.admitted_at, progress.is_copying = progress.sequence, False
+            progress.admitted_at, progress.is_copying, progress.leaving_until = progress.sequence, False, NEVER
             self._rewind(newcomer, progress, commit_index + 1)
             admitted(RaftIndex(commit_index))
 

@@ -39,6 +39,9 @@ class Progress:
     """Sequence at which this replica was admitted with a new disk: replies to older ones are its predecessor's."""
     is_copying: bool = False
     """It asked for a copy in this leadership and was not admitted since: it takes no part."""
+    leaving_until: float = NEVER
+    """It may leave, to have its damaged log copied: until then what it acknowledges does not count, since it may be
+    gone the next moment; after that it has left, and is out of sync, or it has stayed."""
     match: int = 0
     received: int = 0
     given: int = 0

@@ -25,10 +25,20 @@ class CopyServing:
 
     Args:
         wake: has the group stepped soon.
+        read_failed: told when this node's disk does not have what was asked for.
     """
 
-    def __init__(self, guard: Guard, log: PartitionLog, reactor: Reactor, *, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        log: PartitionLog,
+        reactor: Reactor,
+        *,
+        wake: Callable[[], None],
+        read_failed: Callable[[BaseException], None],
+    ) -> None:
         self._guard, self._log, self._reactor, self._wake = guard, log, reactor, wake
+        self._read_failed = read_failed
         self._reading: set[NodeId] = set()
 
     def on_request(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
@@ -39,6 +49,10 @@ class CopyServing:
             return
         if request.leader_term != guard.term:
             return  # of an earlier leadership: it may have been admitted since
+        if request.leave:
+            if guard.leading.may_leave(peer):
+                self._reply(peer, request, _granted)
+            return
         progress = guard.leading.progress[peer]
         progress.is_copying = not progress.admitted_at
         if request.admit:
@@ -81,6 +95,7 @@ class CopyServing:
             self._reading.discard(peer)
             if error is not None:
                 self._guard.log_event("copy_read_failed", peer=peer, why=str(error))
+                self._read_failed(error)
             elif self._guard.is_leader and self._guard.term == term:
                 self._reply(peer, request, found[0])
 
@@ -94,6 +109,10 @@ class CopyServing:
         message.copy_reply.commit_index = guard.journal.commit_index
         fill(message.copy_reply)
         guard.outbox.send(peer, message)
+
+
+def _granted(reply: peer_pb2.CopyReply) -> None:
+    reply.may_leave = True
 
 
 def _with_frames(frames: list[bytes]) -> Fill:

@@ -7,6 +7,7 @@ chunks and are safe in any thread, as they only read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fluxd.core import limits
 from fluxd.core.entry import FRAME_TAG, HEADER_BYTES, Stamp, read_stamp, verify_frame
@@ -31,6 +32,15 @@ class BadFrame(CorruptDataError):
     def __init__(self, position: int, why: str) -> None:
         super().__init__(f"position {position}: {why}")
         self.position = position
+
+
+@contextmanager
+def faults_of(path: str) -> Iterator[None]:
+    """Whatever is found wrong inside is said of this file."""
+    try:
+        yield
+    except BadFrame as error:
+        raise CorruptDataError(f"{path}: {error}") from error
 
 
 def breach(previous: Stamp, stamp: Stamp) -> str | None:

@@ -32,6 +32,7 @@ from fluxd.storage.head import find_snapshot, removable
 from fluxd.storage.index import SegmentIndex
 from fluxd.storage.reader import entry_with_record, read_entries, read_frames
 from fluxd.storage.recovery import Recovered, recover
+from fluxd.storage.scrub import LogScrub
 from fluxd.storage.segment import Segment, segment_name
 from fluxd.storage.segments import Segments
 from fluxd.storage.snapshot import Snapshot, read_snapshot_file, snapshot_steps
@@ -66,6 +67,7 @@ class PartitionLog:
         self._group = group
         self._segment_bytes, self._segment_ms = segment_bytes, segment_ms
         self._segments = Segments(fs, recovered.segments)
+        self.scrub = LogScrub(fs, self._segments)
         self._state = recovered.state
         self._last = recovered.last
         self._tail = TailCache()

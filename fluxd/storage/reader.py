@@ -8,7 +8,7 @@ from fluxd.core.entry import HEADER_BYTES, Stamp, read_stamp, verify_frame
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import Offset, RaftIndex
 from fluxd.storage.filesystem import File, FileSystem
-from fluxd.storage.frames import walk_frames, walk_headers
+from fluxd.storage.frames import BadFrame, faults_of, walk_frames, walk_headers
 from fluxd.storage.segment import Segment
 
 
@@ -50,10 +50,10 @@ def read_frames(
         position, stamp = _find(file, segment, start, offset, size)
         wanted = min(max(max_bytes, stamp.frame_bytes), size - position)
         data = file.read(position, wanted)
-    try:
-        end = _whole_frames(data, end_index)
-    except CorruptDataError as error:
-        raise CorruptDataError(f"{segment.path}: behind position {position}: {error}") from error
+    with faults_of(segment.path):
+        end = _whole_frames(data, position, end_index)
+        if not end:
+            raise BadFrame(position, f"no whole entry with offset {offset}")
     return data if end == len(data) else data[:end]
 
 
@@ -77,7 +77,7 @@ def read_entries(
     """
     start = segment.load_index(fs, following).position_by_index(first_index)
     frames: list[bytes] = []
-    with closing(fs.open(segment.path)) as file:
+    with closing(fs.open(segment.path)) as file, faults_of(segment.path):
         for _, stamp, frame in walk_frames(file, start, size):
             if stamp.raft_index > end_index or (frames and max_bytes < stamp.frame_bytes):
                 break
@@ -88,19 +88,31 @@ def read_entries(
 
 
 def _find(file: File, segment: Segment, start: int, offset: Offset, size: int) -> tuple[int, Stamp]:
-    for position, stamp in walk_headers(file, start, size):
-        if stamp.next_offset > offset:
-            return position, stamp
+    with faults_of(segment.path):
+        for position, stamp in walk_headers(file, start, size):
+            if stamp.next_offset > offset:
+                if stamp.base_offset > offset:  # a damaged header was passed over: its records must not be left out
+                    raise BadFrame(
+                        position, f"entry {stamp.raft_index} begins behind offset {offset}, which is missing"
+                    )
+                return position, stamp
     raise CorruptDataError(f"{segment.path}: no entry with offset {offset}")
 
 
-def _whole_frames(data: bytes, end_index: RaftIndex) -> int:
-    """Where the last whole frame at or below an index ends; checksums verified."""
+def _whole_frames(data: bytes, start: int, end_index: RaftIndex) -> int:
+    """Where the last whole frame at or below an index ends; checksums verified.
+
+    Args:
+        start: position of the data in the file.
+    """
     view, position = memoryview(data), 0
     while len(data) - position >= HEADER_BYTES:
-        stamp = read_stamp(data, position)
-        if stamp.raft_index > end_index or stamp.frame_bytes > len(data) - position:
-            break
-        verify_frame(view[position : position + stamp.frame_bytes])
+        try:
+            stamp = read_stamp(data, position)
+            if stamp.raft_index > end_index or stamp.frame_bytes > len(data) - position:
+                break
+            verify_frame(view[position : position + stamp.frame_bytes])
+        except CorruptDataError as error:
+            raise BadFrame(start + position, str(error)) from error
         position += stamp.frame_bytes
     return position

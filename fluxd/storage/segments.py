@@ -13,7 +13,7 @@ from fluxd.core.errors import CorruptDataError
 from fluxd.core.retention import SegmentSummary
 from fluxd.core.types import Offset, RaftIndex, Term
 from fluxd.storage.filesystem import FileSystem
-from fluxd.storage.frames import walk_frames, walk_headers
+from fluxd.storage.frames import faults_of, walk_frames, walk_headers
 from fluxd.storage.segment import Segment
 
 _WINDOW_BYTES = 256 * limits.KIB
@@ -89,7 +89,7 @@ class Segments:
         number = self.number_by_index(index)
         segment = self.all[number]
         start = segment.load_index(self.fs, self.following(number)).position_by_index(index)
-        with closing(self.fs.open(segment.path)) as file:
+        with closing(self.fs.open(segment.path)) as file, faults_of(segment.path):
             for position, stamp in walk_headers(file, start, segment.size):
                 if stamp.raft_index == index:
                     return segment, position
@@ -106,7 +106,7 @@ class Segments:
         segment, start = self.position_of(index)
         window: dict[int, tuple[Stamp, bytes]] = {}
         window_bytes = 0
-        with closing(self.fs.open(segment.path)) as file:
+        with closing(self.fs.open(segment.path)) as file, faults_of(segment.path):
             for _, stamp, frame in walk_frames(file, start, segment.size):
                 window[stamp.raft_index] = (stamp, frame)
                 window_bytes += stamp.frame_bytes
@@ -128,7 +128,7 @@ class Segments:
         for number in range(self.number_by_index(index), len(self.all)):
             segment = self.all[number]
             start = segment.load_index(self.fs, self.following(number)).position_by_index(index)
-            with closing(self.fs.open(segment.path)) as file:
+            with closing(self.fs.open(segment.path)) as file, faults_of(segment.path):
                 for _, stamp, frame in walk_frames(file, start, segment.size):
                     if stamp.raft_index >= index:
                         yield stamp, frame
@@ -144,7 +144,7 @@ class Segments:
                 return None
             following = segments[number + 1].first if number + 1 < len(segments) else None
             start = segment.load_index(self.fs, following).position_by_time(time_ms)
-            with closing(self.fs.open(segment.path)) as file:
+            with closing(self.fs.open(segment.path)) as file, faults_of(segment.path):
                 for _, stamp in walk_headers(file, start, segment.size):
                     if stamp.raft_index > end_index:
                         return None

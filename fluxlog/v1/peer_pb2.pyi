@@ -501,6 +501,7 @@ class CopyRequest(_message.Message):
     SNAPSHOT_POSITION_FIELD_NUMBER: _builtins.int
     ADMIT_FIELD_NUMBER: _builtins.int
     LEADER_TERM_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """Random, of this request."""
     next_index: _builtins.int
@@ -512,6 +513,10 @@ class CopyRequest(_message.Message):
     """All that the leader was known to have committed is there: may I take part?"""
     leader_term: _builtins.int
     """The term in which the callee was heard as the leader."""
+    leave: _builtins.bool
+    """The sender takes part, and has found its log damaged: can the group do without it while it copies? Nothing else is
+    asked for then.
+    """
     def __init__(
         self,
         *,
@@ -521,10 +526,11 @@ class CopyRequest(_message.Message):
         snapshot_position: _builtins.int = ...,
         admit: _builtins.bool = ...,
         leader_term: _builtins.int = ...,
+        leave: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "leader_term", b"leader_term", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "leader_term", b"leader_term", "leave", b"leave", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,6 +549,7 @@ class CopyReply(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     ADMITTED_FIELD_NUMBER: _builtins.int
     ADMITTED_INDEX_FIELD_NUMBER: _builtins.int
+    MAY_LEAVE_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """Echoed."""
     first_index: _builtins.int
@@ -557,6 +564,8 @@ class CopyReply(_message.Message):
     the vote in it spent, as soon as everything up to admitted_index is on disk.
     """
     admitted_index: _builtins.int
+    may_leave: _builtins.bool
+    """With leave: the others that are in sync are a majority. What the sender acknowledges from now on does not count."""
     @_builtins.property
     def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Committed entries from the one that was asked for on, as in AppendEntries."""
@@ -573,10 +582,11 @@ class CopyReply(_message.Message):
         snapshot: _builtins.bytes = ...,
         admitted: _builtins.bool = ...,
         admitted_index: _builtins.int = ...,
+        may_leave: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "admitted_index", b"admitted_index", "commit_index", b"commit_index", "first_index", b"first_index", "frames", b"frames", "nonce", b"nonce", "snapshot", b"snapshot", "snapshot_bytes", b"snapshot_bytes", "snapshot_index", b"snapshot_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "admitted_index", b"admitted_index", "commit_index", b"commit_index", "first_index", b"first_index", "frames", b"frames", "may_leave", b"may_leave", "nonce", b"nonce", "snapshot", b"snapshot", "snapshot_bytes", b"snapshot_bytes", "snapshot_index", b"snapshot_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,6 +720,7 @@ class ReplicaTrouble(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     COPIED_FIELD_NUMBER: _builtins.int
+    TAKES_PART_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.bytes
     partition: _builtins.int
     failed: _builtins.bool
@@ -717,6 +728,8 @@ class ReplicaTrouble(_message.Message):
     why: _builtins.str
     copied: _builtins.bool
     """Its leader has admitted it, and it has what that takes: it asks to be bound to NodeStatus.directory_id."""
+    takes_part: _builtins.bool
+    """It takes part all the same: its log was found damaged, and the group cannot do without it at the moment."""
     def __init__(
         self,
         *,
@@ -725,10 +738,11 @@ class ReplicaTrouble(_message.Message):
         failed: _builtins.bool = ...,
         why: _builtins.str = ...,
         copied: _builtins.bool = ...,
+        takes_part: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "failed", b"failed", "partition", b"partition", "topic_id", b"topic_id", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "failed", b"failed", "partition", b"partition", "takes_part", b"takes_part", "topic_id", b"topic_id", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

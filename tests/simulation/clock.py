@@ -114,7 +114,7 @@ class SimReactor:
                 return
             try:
                 pending.pop(0)()
-            except OSError as error:
+            except Exception as error:
                 failure = error
                 self.call_soon(lambda: done(failure))
                 return

@@ -1,0 +1,154 @@
+"""Reading a log again, to find what has changed on the disk since it was written.
+
+Every frame is verified as a whole, and that it follows the one before it, across the ends of segments too. One piece
+after another, so that whoever asks decides how fast it goes; a piece may be read in any thread while the log goes on:
+only what is committed is looked at, and that is neither truncated nor written again. What was trimmed meanwhile is no
+damage: `LogScrub.is_gone` says so.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_left
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+from fluxd.core.entry import Stamp
+from fluxd.core.errors import CorruptDataError
+from fluxd.core.types import RaftIndex
+from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.frames import BadFrame, breach, faults_of, walk_frames
+from fluxd.storage.segments import Segments
+
+_ERRNOS_OF_DAMAGE = (errno.EIO, errno.ENOENT)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether a failed read of committed entries says that the disk has lost them; else it may pass."""
+    return isinstance(error, CorruptDataError) or (isinstance(error, OSError) and error.errno in _ERRNOS_OF_DAMAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Everything before a position is sound.
+
+    Args:
+        segment: first index of the segment that is being read; 0: none yet.
+        position: in it, where the next frame begins.
+        last: the entry before that position; None: nothing was read yet.
+        size: bytes that this piece had.
+    """
+
+    segment: int = 0
+    position: int = 0
+    last: Stamp | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some frames of one segment.
+
+    Args:
+        segment: its first index.
+        read: for another thread; raises CorruptDataError (the message names file and position) or OSError.
+    """
+
+    segment: RaftIndex
+    read: Callable[[], Verified]
+
+
+class LogScrub:
+    """Of one log; on the loop, but for the callables that it gives out."""
+
+    def __init__(self, fs: FileSystem, segments: Segments) -> None:
+        self._fs, self._segments = fs, segments
+
+    def next_piece(
+        self, after: Verified, *, end_index: RaftIndex, max_bytes: int, closed_only: bool = False
+    ) -> Piece | None:
+        """What to read next.
+
+        Args:
+            after: what the piece before returned; `Verified()` to begin.
+            end_index: last entry to verify (inclusive), committed.
+            max_bytes: of a piece, but it has at least one frame.
+            closed_only: leave out the segment that is being written.
+
+        Returns:
+            None: everything is verified.
+        """
+        segments = self._segments.all
+        number = bisect_left(segments, after.segment, key=lambda segment: segment.first_index)
+        if number == len(segments):
+            return None
+        if segments[number].first_index != after.segment:  # to begin with; or what was being read has been trimmed
+            after = Verified(segments[number].first_index)
+        elif after.position >= segments[number].size:
+            number += 1
+            if number == len(segments):
+                return None
+            after = Verified(segments[number].first_index, last=after.last)
+        segment, following = segments[number], self._segments.following(number)
+        if after.last is not None and after.last.raft_index >= end_index:
+            return None
+        if segment.first_index > end_index or (closed_only and (following is None or segment.file is not None)):
+            return None
+        if closed_only and following is not None and following.raft_index - 1 > end_index:
+            return None
+        read = partial(
+            _read, self._fs, segment.path, segment.first, segment.size, following, after, end_index, max_bytes
+        )
+        return Piece(segment.first_index, read)
+
+    def is_gone(self, piece: Piece) -> bool:
+        """What could not be read is no more part of the log: nothing is wrong."""
+        return all(segment.first_index != piece.segment for segment in self._segments.all)
+
+    def segment_ends(self, end_index: RaftIndex) -> list[RaftIndex]:
+        """Last entries of the segments that end at or before an entry."""
+        return [
+            RaftIndex(segment.first_index - 1)
+            for segment in self._segments.all[1:]
+            if segment.first_index - 1 <= end_index
+        ]
+
+    def verified_stamp(self, index: RaftIndex) -> Stamp:
+        """Stamp of an entry that is in the log, read from its file and verified. Blocks; for another thread.
+
+        Raises:
+            CorruptDataError: it is damaged.
+            OSError: see `is_damage`.
+        """
+        segment, position = self._segments.position_of(index)
+        with closing(self._fs.open(segment.path)) as file, faults_of(segment.path):
+            return next(walk_frames(file, position, segment.size))[1]
+
+
+def _read(
+    fs: FileSystem,
+    path: str,
+    first: Stamp,
+    size: int,
+    following: Stamp | None,
+    after: Verified,
+    end_index: RaftIndex,
+    max_bytes: int,
+) -> Verified:
+    position, last = after.position, after.last
+    with closing(fs.open(path)) as file, faults_of(path):
+        for at, stamp, _ in walk_frames(file, position, size):
+            why = breach(last, stamp) if last is not None else None
+            if at == 0 and stamp != first:
+                why = "another first entry than when the log was opened"
+            if why:
+                raise BadFrame(at, why)
+            position, last = at + stamp.frame_bytes, stamp
+            if position - after.position >= max_bytes or stamp.raft_index >= end_index:
+                break
+        why = breach(last, following) if last and following and position == size else None
+        if why:
+            raise BadFrame(position, f"the next segment does not follow: {why}")
+    return Verified(after.segment, position, last, position - after.position)
