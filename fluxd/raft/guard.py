@@ -170,6 +170,7 @@ class Guard(LibraryTransport):
     def state_changed(self, old: int, new: int) -> None:
         """conf.onStateChanged: called in the middle of the library's step."""
         self.state = new
+        self.journal.log.keeps_cached = new == library.LEADER
         if new == library.LEADER:
             self.leading.begin()
             for peer in self.library_peers:

@@ -37,6 +37,10 @@ class File(Protocol):
     def sync(self) -> None:
         """fdatasync: blocks until what was written before the call is durable, size included."""
 
+    def forget(self, end: int) -> None:
+        """A hint: what stands before `end` and is synced will hardly be read, so it need not stay in memory. From any
+        thread; never an error."""
+
     def close(self) -> None:
         """Harmless when closed."""
 

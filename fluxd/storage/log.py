@@ -76,6 +76,8 @@ class PartitionLog:
         self._sync = LogSync(fs, directory, self._segments, recovered.state)
         self._generation = generation
         self._checkpoint = self._valid_checkpoint(recovered.state.state.checkpoint)
+        self.keeps_cached = False
+        """Whether what was synced should stay in the machine's page cache: where consumers read, so at the leader."""
         snapshot = recovered.snapshot
         self.log_start_offset = snapshot.log_start_offset if snapshot else Offset(0)
         """First offset that can be read. Raised by the group, when a TRIM entry is committed."""
@@ -353,7 +355,7 @@ class PartitionLog:
 
     def begin_sync(self) -> SyncJob:
         """Fix what the next sync covers: all that is written now. One job at a time."""
-        return self._sync.begin(self.last_index)
+        return self._sync.begin(self.last_index, keep_cached=self.keeps_cached)
 
     def finish_sync(self, job: SyncJob, commit_index: RaftIndex) -> None:
         """All steps of the job have returned: what it covered is durable. Writes mark and checkpoint, not synced.

@@ -68,8 +68,12 @@ class LogSync:
         self.wrote(finished)
         self._names_dirty = True
 
-    def begin(self, last_index: RaftIndex) -> SyncJob:
-        """A job for all that is written now. One at a time."""
+    def begin(self, last_index: RaftIndex, *, keep_cached: bool) -> SyncJob:
+        """A job for all that is written now. One at a time.
+
+        Args:
+            keep_cached: else the machine need not keep in memory what it synced.
+        """
         if self._job is not None:
             raise InvariantViolation(f"{self._directory}: a sync is in flight")
         active = self._segments.active
@@ -81,7 +85,7 @@ class LogSync:
         for segment in job.segments:
             segment.dirty = False
             assert segment.file is not None
-            job.steps.append(partial(_sync_file, segment.file, job))
+            job.steps.append(partial(_sync_file, segment.file, job, forget=0 if keep_cached else segment.size))
             if segment is not active:
                 following = self._segments.following(self._segments.number_by_index(segment.first_index))
                 assert following is not None
@@ -132,9 +136,10 @@ class LogSync:
         self._names_dirty = False
 
 
-def _sync_file(file: File, job: SyncJob) -> None:
+def _sync_file(file: File, job: SyncJob, forget: int) -> None:
     try:
         file.sync()
+        file.forget(forget)
     except OSError:
         if not job.void:  # else a truncation has closed it
             raise

@@ -108,6 +108,10 @@ class Replicas:
                 return group
         return None
 
+    def replicas(self) -> list[Group]:
+        """Of all groups."""
+        return [replica for group_id in self._group_ids for replica in self._replicas(group_id)]
+
     def _replicas(self, group_id: GroupId) -> list[Group]:
         found = [node.host.groups[group_id] for node in self._nodes.values()]
         return [replica for replica in found if isinstance(replica, Group)]

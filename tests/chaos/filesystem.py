@@ -57,6 +57,10 @@ class PowerCutFile:
         self._file.sync()
         self._journal.add("sync", self._number, through)
 
+    def forget(self, end: int) -> None:
+        """A hint for the page cache."""
+        self._file.forget(end)
+
     def close(self) -> None:
         """Harmless when closed."""
         self._file.close()

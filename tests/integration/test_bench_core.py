@@ -23,6 +23,7 @@ def test_what_is_committed_is_in_three_files(tmp_path: Path) -> None:
                     result = await asyncio.wait_for(answer, 20)
                     assert isinstance(result, Committed)
                     assert result.base_offset == offset
+            assert {replica.log.keeps_cached == replica.guard.is_leader for replica in replicas.replicas()} == {True}
             return await replicas.sends_per_entry()
 
     sends = asyncio.run(run())

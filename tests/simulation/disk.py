@@ -169,6 +169,11 @@ class SimFile:
         self._begin("sync")
         self._node.sync()
 
+    def forget(self, end: int) -> None:
+        """There is no cache; that it was asked for is noted."""
+        if end:
+            self._disk.forgotten[self._path] = end
+
     def close(self) -> None:
         """Harmless when closed."""
         self._closed = True
@@ -189,6 +194,7 @@ class SimDisk:
         life: number of kills and power cuts so far; a file opened in an earlier life answers EBADF.
         operations: completed or failed calls by name ("append", "sync", "read", "sync_directory", …).
         bytes_read: over all files.
+        forgotten: how much of a file need not stay in memory, by path, where that was said.
         free: what `free_bytes` answers.
     """
 
@@ -201,6 +207,7 @@ class SimDisk:
         self.free = 1 << 40
         self.operations: dict[str, int] = {}
         self.bytes_read = 0
+        self.forgotten: dict[str, int] = {}
 
     # ---- FileSystem
 

@@ -46,6 +46,22 @@ def test_read_is_short_only_at_the_end(fs: FileSystem) -> None:
     file.close()
 
 
+def test_what_is_forgotten_is_still_there(fs: FileSystem) -> None:
+    """Dropping pages from memory loses neither what was synced nor what was not, also after a truncation."""
+    file, blob = fs.open("a", create=True), random.Random(1).randbytes(3 << 20)
+    file.append(blob)
+    file.sync()
+    file.append(b"not synced")
+    file.forget(len(blob))
+    assert file.read(0, 4 << 20) == blob + b"not synced"
+    file.truncate(1 << 20)
+    file.append(blob)
+    file.forget(file.size())
+    assert file.read(0, 5 << 20) == blob[: 1 << 20] + blob
+    file.close()
+    file.forget(0)
+
+
 def test_write_at_overwrites_and_may_extend(fs: FileSystem) -> None:
     """A write in the file replaces bytes; one at its end extends it; one beyond is refused."""
     file = fs.open("a", create=True)

@@ -65,6 +65,19 @@ def filled(fs: FileSystem, count: int = 60) -> tuple[PartitionLog, list[bytes]]:
 # ---- appending and reading
 
 
+def test_only_a_leaders_log_keeps_the_page_cache(disk: SimDisk) -> None:
+    """What a follower has synced need not stay in memory; what a leader has, stays."""
+    log = create_log(disk)
+    for leads in (True, False, True):
+        log.keeps_cached = leads
+        before = disk.forgotten.copy()
+        append(log)
+        sync(log)
+        assert (disk.forgotten == before) == leads
+    assert list(disk.forgotten.values()) == [log.size_bytes - len(frames_of(log)[-1])]
+    log.close()
+
+
 def test_a_new_log_holds_its_birth_entry(fs: FileSystem) -> None:
     """The first entry has index 1, no records, and is durable when create returns."""
     log = create_log(fs)
