@@ -90,7 +90,8 @@ class Rounds:
     def run(self) -> Failover:
         """All rounds."""
         for topic, partitions in self._topics.items():
-            self._cluster.create_topic(topic, partitions=partitions)
+            request = admin_pb2.CreateTopicRequest(name=topic, partitions=partitions, replication_factor=3)
+            self._cluster.node(1).admin.CreateTopic(request, timeout=20)
         self._wait_whole()
         victim = self._cluster.node(self._cluster.leader_of(_PROBED))
         led = self._led_by(victim.node_id)

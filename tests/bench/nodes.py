@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,10 +34,12 @@ class Nodes:
         return {name: memory_mb(process_id) for name, process_id in self.processes.items()}
 
     @contextmanager
-    def topic(self, partitions: int, replication_factor: int = 3) -> Iterator[tuple[str, list[str]]]:
+    def topic(
+        self, partitions: int, replication_factor: int = 3, configs: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[str, list[str]]]:
         """A fresh topic and the address of each partition's leader; deleted afterwards, with its files."""
         before, name = self._replicas(), f"bench-{next(_names)}"
-        self.cluster.create_topic(name, partitions=partitions, replication_factor=replication_factor)
+        self.cluster.create_topic(name, partitions=partitions, replication_factor=replication_factor, configs=configs)
         leaders = [self.cluster.leader_of(name, number) for number in range(partitions)]
         try:
             yield name, [self.cluster.node(leader).address for leader in leaders]

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar, cast
@@ -186,11 +186,23 @@ class Cluster:
         for node in wanted:
             wait_until(partial(ready, node), f"node {node.node_id} is ready")
 
-    def create_topic(self, name: str, *, partitions: int = 1, replication_factor: int = 3, via: int = 1) -> bytes:
+    def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        replication_factor: int = 3,
+        via: int = 1,
+        configs: Mapping[str, str] | None = None,
+    ) -> bytes:
         """Create a topic and wait for its leaders; returns its id."""
         response = self.node(via).admin.CreateTopic(
             admin_pb2.CreateTopicRequest(
-                name=name, partitions=partitions, replication_factor=replication_factor, wait_ms=10_000
+                name=name,
+                partitions=partitions,
+                replication_factor=replication_factor,
+                wait_ms=10_000,
+                configs=configs or {},
             ),
             timeout=20,
         )
