@@ -18,12 +18,15 @@ class ExitCode(IntEnum):
     UNKNOWN = 4
     """produce: of some lines it is not known whether they were written."""
     UNHEALTHY = 10
+    DAMAGED = 11
+    """topics verify, log check: not everything is sound, or not all of it could be checked."""
     INTERRUPTED = 130
 
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 error; 2 wrong usage; 3 something was rejected (surely not written); "
-    "4 something is unknown (may have been written); 10 the cluster is not healthy; 130 interrupted (Ctrl-C)."
+    "4 something is unknown (may have been written); 10 the cluster is not healthy; "
+    "11 verify, check: something differs, is damaged, or could not be checked; 130 interrupted (Ctrl-C)."
 )
 
 

@@ -1,4 +1,5 @@
-"""fluxctl topics: create, list, describe, alter, add partitions, delete; offsets, delete-records (records.py)."""
+"""fluxctl topics: create, list, describe, alter, add partitions, delete; offsets, delete-records (records.py); verify
+(verify.py)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from fluxctl.describe import print_topics, topic_data
 from fluxctl.output import Output, OutputFormat, emit, plural, table
 from fluxctl.records import delete_records, offsets
 from fluxctl.session import session_of
+from fluxctl.verify import verify
 from fluxlog.admin import Admin
 
 app = typer.Typer(no_args_is_help=True, help="Create, list, describe, change and delete topics.")
@@ -221,3 +223,4 @@ def delete(
 
 app.command()(offsets)
 app.command("delete-records")(delete_records)
+app.command()(verify)

@@ -18,6 +18,7 @@ from fluxd.broker.administration import Administration
 from fluxd.broker.admission import Admission
 from fluxd.broker.balance import LeaderBalancer
 from fluxd.broker.binding import ReplicaBinding
+from fluxd.broker.checking import CheckingReplicas
 from fluxd.broker.cleaner import Cleaner
 from fluxd.broker.cluster import ClusterView, LocalNode
 from fluxd.broker.controller import Controller
@@ -95,6 +96,7 @@ class Node:
         self._stopping = False
         self._broker: Broker | None = None
         self._administration: Administration | None = None
+        self._checking: CheckingReplicas | None = None
         self._groups: GroupsBroker | None = None
         self._directory = self._open_directory()
         self._me = Identity(
@@ -155,7 +157,7 @@ class Node:
         control = NodeControl(
             self._me.node_id, allowed=self._settings.allow_remote_stop, stop=self.stop, kill=self._kill_soon
         )
-        admin = AdminServicer(self._the_administration, self._view, self._is_forwarded)
+        admin = AdminServicer(self._the_administration, self._the_checking, self._view, self._is_forwarded)
         return self._machine.listener(
             self._settings.listen,
             [
@@ -284,6 +286,7 @@ class Node:
             Admission(limits.FETCH_BUFFER_BYTES_MAX, limits.FETCH_BUFFER_BYTES_MAX // 2),
         )
         self._administration = Administration(self._view, routes, currency, controller, self._forwarder)
+        self._checking = CheckingReplicas(self._reactor, routes, self._host.groups, self._forwarder)
         coordinators = Coordinators(
             self._reactor, self._view, self._host.groups, routes, self._administration, currency
         )
@@ -342,6 +345,11 @@ class Node:
         self._check_ready()
         assert self._administration is not None
         return self._administration
+
+    def _the_checking(self) -> CheckingReplicas:
+        self._check_ready()
+        assert self._checking is not None
+        return self._checking
 
     def _the_groups(self) -> GroupsBroker:
         self._check_ready()

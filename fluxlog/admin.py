@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fluxlog.client import Client
 from fluxlog.errors import FluxlogError, from_error_message
 from fluxlog.v1 import admin_pb2
+from fluxlog.verification import CHECK_TIMEOUT, PartitionVerification, replicas_of, verification
 
 _CHANGE_PATIENCE = 15.0
 """Seconds in which a change waits for a controller: longer than an election."""
@@ -153,6 +154,28 @@ class Admin:
         """Move a partition's leadership to a node, or (0) to any replica that is caught up."""
         request = admin_pb2.TransferLeadershipRequest(topic=topic, partition=partition, to_node=to_node)
         return self._client.call(lambda node: node.admin.TransferLeadership, request, patience=5.0)
+
+    def verify_partition(self, topic: str, partition: int, *, deep: bool = False) -> PartitionVerification:
+        """Compare the replicas of a partition by their chain checksums.
+
+        Args:
+            deep: also have every replica read all of its log again and verify it.
+        """
+        nodes = replicas_of(self.describe_topic(topic), partition)
+        steps = verification(topic, partition, nodes, deep=deep)
+        try:
+            requests = next(steps)
+            while True:
+                requests = steps.send([self._check_replica(request) for request in requests])
+        except StopIteration as end:
+            found: PartitionVerification = end.value
+            return found
+
+    def _check_replica(self, request: admin_pb2.CheckReplicaRequest) -> admin_pb2.CheckReplicaResponse | FluxlogError:
+        try:
+            return self._client.call(lambda node: node.admin.CheckReplica, request, timeout=CHECK_TIMEOUT)
+        except FluxlogError as failure:
+            return failure
 
     def node_address(self, node_id: int) -> str:
         """Client address of a node.

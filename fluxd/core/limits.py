@@ -56,6 +56,10 @@ SCRUB_PIECE_BYTES: Final = 256 * KIB
 """Of a closed segment, read again at once."""
 SCRUB_REST_FACTOR: Final = 19
 """After a piece the scrub rests so many times as long as that took."""
+CHECK_BYTES_MAX: Final = 32 * MIB
+"""Read and verified by one CheckReplica."""
+CHECK_INDEXES_MAX: Final = 1_000
+"""Checksums of one CheckReplica."""
 SCRUB_INTERVAL_DEFAULT: Final = 24 * 3600.0
 SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * MIB
 TAIL_CACHE_BYTES: Final = 4 * MIB

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fluxd.broker.administration import Administration
+from fluxd.broker.checking import CheckingReplicas
 from fluxd.broker.cluster import ClusterView
 from fluxd.broker.describe import cluster_description
 from fluxd.rpc.handling import Context
@@ -32,7 +33,7 @@ class AdminServicer:
     """For `handling.typed_service`, which finds the methods by their names in the .proto.
 
     Args:
-        administration: raises NOT_READY or STOPPING when there is none.
+        administration: raises NOT_READY or STOPPING when there is none; checking, too.
         view: answers DescribeCluster also before the cluster is founded.
         is_forwarded: another node passes the call on; raises UNAUTHENTICATED when a stranger says so.
     """
@@ -40,10 +41,11 @@ class AdminServicer:
     def __init__(
         self,
         administration: Callable[[], Administration],
+        checking: Callable[[], CheckingReplicas],
         view: ClusterView,
         is_forwarded: Callable[[Context], bool],
     ) -> None:
-        self._administration = administration
+        self._administration, self._checking = administration, checking
         self._view = view
         self._is_forwarded = is_forwarded
 
@@ -100,3 +102,9 @@ class AdminServicer:
     ) -> admin_pb2.TransferLeadershipResponse:
         """See admin.proto."""
         return await self._administration().transfer_leadership(request, forwarded=self._is_forwarded(context))
+
+    async def CheckReplica(  # noqa: N802
+        self, request: admin_pb2.CheckReplicaRequest, context: Context
+    ) -> admin_pb2.CheckReplicaResponse:
+        """See admin.proto."""
+        return await self._checking().check_replica(request, forwarded=self._is_forwarded(context))

@@ -17,7 +17,7 @@ from functools import partial
 
 from fluxd.core.entry import Stamp
 from fluxd.core.errors import CorruptDataError
-from fluxd.core.types import RaftIndex
+from fluxd.core.types import Offset, RaftIndex
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import BadFrame, breach, faults_of, walk_frames
 from fluxd.storage.segments import Segments
@@ -107,13 +107,20 @@ class LogScrub:
         """What could not be read is no more part of the log: nothing is wrong."""
         return all(segment.first_index != piece.segment for segment in self._segments.all)
 
-    def segment_ends(self, end_index: RaftIndex) -> list[RaftIndex]:
-        """Last entries of the segments that end at or before an entry."""
-        return [
-            RaftIndex(segment.first_index - 1)
+    def segment_ends(self, end_index: RaftIndex) -> dict[RaftIndex, tuple[Offset, int]]:
+        """Last entries of the segments that end at or before an entry, ascending: (offset behind it, checksum), as the
+        first entries of the next segments say."""
+        return {
+            RaftIndex(segment.first_index - 1): (segment.base_offset, segment.first.previous_checksum)
             for segment in self._segments.all[1:]
             if segment.first_index - 1 <= end_index
-        ]
+        }
+
+    def behind(self, index: RaftIndex) -> Verified:
+        """Where reading goes on behind an entry that is in the log. Blocks; raises as `verified_stamp`."""
+        segment, position = self._segments.position_of(index)
+        stamp = self.verified_stamp(index)
+        return Verified(segment.first_index, position + stamp.frame_bytes, stamp)
 
     def verified_stamp(self, index: RaftIndex) -> Stamp:
         """Stamp of an entry that is in the log, read from its file and verified. Blocks; for another thread.

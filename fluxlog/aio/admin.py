@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,7 @@ from fluxlog.aio.metadata import ask_everybody
 from fluxlog.aio.offsets import find_offsets
 from fluxlog.errors import FluxlogError, from_error_message
 from fluxlog.v1 import admin_pb2, log_pb2
+from fluxlog.verification import CHECK_TIMEOUT, PartitionVerification, replicas_of, verification
 
 CHANGE_PATIENCE = 15.0
 """Seconds in which a change waits for a controller: longer than an election."""
@@ -162,6 +164,33 @@ class Admin:
         """Move a partition's leadership to a node, or (0) to any replica that is caught up."""
         request = admin_pb2.TransferLeadershipRequest(topic=topic, partition=partition, to_node=to_node)
         return await self._connection.call(lambda node: node.admin.TransferLeadership, request, patience=5.0)
+
+    async def verify_partition(self, topic: str, partition: int, *, deep: bool = False) -> PartitionVerification:
+        """Compare the replicas of a partition by their chain checksums.
+
+        Args:
+            deep: also have every replica read all of its log again and verify it.
+        """
+        nodes = replicas_of(await self.describe_topic(topic), partition)
+        steps = verification(topic, partition, nodes, deep=deep)
+        try:
+            requests = next(steps)
+            while True:
+                requests = steps.send(await asyncio.gather(*map(self._check_replica, requests)))
+        except StopIteration as end:
+            found: PartitionVerification = end.value
+            return found
+
+    async def _check_replica(
+        self, request: admin_pb2.CheckReplicaRequest
+    ) -> admin_pb2.CheckReplicaResponse | FluxlogError:
+        try:
+            checked: admin_pb2.CheckReplicaResponse = await self._connection.call(
+                lambda node: node.admin.CheckReplica, request, timeout_s=CHECK_TIMEOUT
+            )
+            return checked
+        except FluxlogError as failure:
+            return failure
 
     async def node_address(self, node_id: int) -> str:
         """Client address of a node.

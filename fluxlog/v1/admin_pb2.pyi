@@ -837,6 +837,129 @@ class TransferLeadershipResponse(_message.Message):
 Global___TransferLeadershipResponse: _TypeAlias = TransferLeadershipResponse  # noqa: Y015
 
 @_typing.final
+class CheckReplicaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INDEXES_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    VERIFIED_INDEX_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    partition: _builtins.int
+    node_id: _builtins.int
+    """Which replica."""
+    read: _builtins.bool
+    """Also read entries and verify them, as many as fit into a call."""
+    verified_index: _builtins.int
+    """With read: verified by the calls before, go on behind it; 0: from the beginning."""
+    @_builtins.property
+    def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Raft indexes whose checksums are wanted, at most 1,000. Empty: of the last entries of files, and of the last
+        committed one.
+        """
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        node_id: _builtins.int = ...,
+        indexes: _abc.Iterable[_builtins.int] | None = ...,
+        read: _builtins.bool = ...,
+        verified_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexes", b"indexes", "node_id", b"node_id", "partition", b"partition", "read", b"read", "topic", b"topic", "verified_index", b"verified_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckReplicaRequest: _TypeAlias = CheckReplicaRequest  # noqa: Y015
+
+@_typing.final
+class CheckReplicaResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_INDEX_FIELD_NUMBER: _builtins.int
+    COMMIT_INDEX_FIELD_NUMBER: _builtins.int
+    LOG_START_OFFSET_FIELD_NUMBER: _builtins.int
+    HIGH_WATERMARK_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
+    VERIFIED_INDEX_FIELD_NUMBER: _builtins.int
+    VERIFIED_BYTES_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    first_index: _builtins.int
+    """First entry of the log, and the last one that this replica knows to be committed."""
+    commit_index: _builtins.int
+    log_start_offset: _builtins.int
+    high_watermark: _builtins.int
+    verified_index: _builtins.int
+    """With read: everything up to here was read from the disk and is sound (inclusive); committed entries only."""
+    verified_bytes: _builtins.int
+    """Bytes read by this call."""
+    complete: _builtins.bool
+    """verified_index is as far as it goes."""
+    damage: _builtins.str
+    """In words, with file and position: what is wrong on the disk. Empty: nothing was found."""
+    @_builtins.property
+    def checksums(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntryChecksum]:
+        """Ascending. Those that were asked for and are not in first_index..commit_index are left out."""
+
+    def __init__(
+        self,
+        *,
+        first_index: _builtins.int = ...,
+        commit_index: _builtins.int = ...,
+        log_start_offset: _builtins.int = ...,
+        high_watermark: _builtins.int = ...,
+        checksums: _abc.Iterable[Global___EntryChecksum] | None = ...,
+        verified_index: _builtins.int = ...,
+        verified_bytes: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+        damage: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "commit_index", b"commit_index", "complete", b"complete", "damage", b"damage", "first_index", b"first_index", "high_watermark", b"high_watermark", "log_start_offset", b"log_start_offset", "verified_bytes", b"verified_bytes", "verified_index", b"verified_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckReplicaResponse: _TypeAlias = CheckReplicaResponse  # noqa: Y015
+
+@_typing.final
+class EntryChecksum(_message.Message):
+    """Of one entry. It covers all entries before it, too: replicas with the same checksum at an index have had the same log
+    up to there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RAFT_INDEX_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    raft_index: _builtins.int
+    next_offset: _builtins.int
+    """First offset after the entry."""
+    checksum: _builtins.int
+    def __init__(
+        self,
+        *,
+        raft_index: _builtins.int = ...,
+        next_offset: _builtins.int = ...,
+        checksum: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "next_offset", b"next_offset", "raft_index", b"raft_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntryChecksum: _TypeAlias = EntryChecksum  # noqa: Y015
+
+@_typing.final
 class StopNodeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -79,6 +79,11 @@ class AdminStub(object):
                 request_serializer=fluxlog_dot_v1_dot_admin__pb2.TransferLeadershipRequest.SerializeToString,
                 response_deserializer=fluxlog_dot_v1_dot_admin__pb2.TransferLeadershipResponse.FromString,
                 _registered_method=True)
+        self.CheckReplica = channel.unary_unary(
+                '/fluxlog.v1.Admin/CheckReplica',
+                request_serializer=fluxlog_dot_v1_dot_admin__pb2.CheckReplicaRequest.SerializeToString,
+                response_deserializer=fluxlog_dot_v1_dot_admin__pb2.CheckReplicaResponse.FromString,
+                _registered_method=True)
         self.StopNode = channel.unary_unary(
                 '/fluxlog.v1.Admin/StopNode',
                 request_serializer=fluxlog_dot_v1_dot_admin__pb2.StopNodeRequest.SerializeToString,
@@ -154,6 +159,15 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckReplica(self, request, context):
+        """What one replica has: checksums to be compared with those of the other replicas, and on request all of it read again
+        and verified. Passed on to the node that has the replica. REPLICA_OFFLINE: it takes no part (its reason is in the
+        message). A replica that is found damaged is copied anew by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StopNode(self, request, context):
         """Ends the process of the node that is asked (never forwarded), as SIGTERM would. PERMISSION_DENIED unless the node was
         started with allow_remote_stop.
@@ -216,6 +230,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.TransferLeadership,
                     request_deserializer=fluxlog_dot_v1_dot_admin__pb2.TransferLeadershipRequest.FromString,
                     response_serializer=fluxlog_dot_v1_dot_admin__pb2.TransferLeadershipResponse.SerializeToString,
+            ),
+            'CheckReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckReplica,
+                    request_deserializer=fluxlog_dot_v1_dot_admin__pb2.CheckReplicaRequest.FromString,
+                    response_serializer=fluxlog_dot_v1_dot_admin__pb2.CheckReplicaResponse.SerializeToString,
             ),
             'StopNode': grpc.unary_unary_rpc_method_handler(
                     servicer.StopNode,
@@ -471,6 +490,33 @@ class Admin(object):
             '/fluxlog.v1.Admin/TransferLeadership',
             fluxlog_dot_v1_dot_admin__pb2.TransferLeadershipRequest.SerializeToString,
             fluxlog_dot_v1_dot_admin__pb2.TransferLeadershipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluxlog.v1.Admin/CheckReplica',
+            fluxlog_dot_v1_dot_admin__pb2.CheckReplicaRequest.SerializeToString,
+            fluxlog_dot_v1_dot_admin__pb2.CheckReplicaResponse.FromString,
             options,
             channel_credentials,
             insecure,

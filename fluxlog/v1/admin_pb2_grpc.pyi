@@ -49,6 +49,11 @@ class AdminStub:
     DescribeCluster: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DescribeClusterRequest, _admin_pb2.DescribeClusterResponse]
     TransferLeadership: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TransferLeadershipRequest, _admin_pb2.TransferLeadershipResponse]
     """Moves a partition's leadership to a replica that is caught up."""
+    CheckReplica: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CheckReplicaRequest, _admin_pb2.CheckReplicaResponse]
+    """What one replica has: checksums to be compared with those of the other replicas, and on request all of it read again
+    and verified. Passed on to the node that has the replica. REPLICA_OFFLINE: it takes no part (its reason is in the
+    message). A replica that is found damaged is copied anew by itself.
+    """
     StopNode: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopNodeRequest, _admin_pb2.StopNodeResponse]
     """Ends the process of the node that is asked (never forwarded), as SIGTERM would. PERMISSION_DENIED unless the node was
     started with allow_remote_stop.
@@ -75,6 +80,11 @@ class AdminAsyncStub(AdminStub):
     DescribeCluster: _aio.UnaryUnaryMultiCallable[_admin_pb2.DescribeClusterRequest, _admin_pb2.DescribeClusterResponse]  # type: ignore[assignment]
     TransferLeadership: _aio.UnaryUnaryMultiCallable[_admin_pb2.TransferLeadershipRequest, _admin_pb2.TransferLeadershipResponse]  # type: ignore[assignment]
     """Moves a partition's leadership to a replica that is caught up."""
+    CheckReplica: _aio.UnaryUnaryMultiCallable[_admin_pb2.CheckReplicaRequest, _admin_pb2.CheckReplicaResponse]  # type: ignore[assignment]
+    """What one replica has: checksums to be compared with those of the other replicas, and on request all of it read again
+    and verified. Passed on to the node that has the replica. REPLICA_OFFLINE: it takes no part (its reason is in the
+    message). A replica that is found damaged is copied anew by itself.
+    """
     StopNode: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopNodeRequest, _admin_pb2.StopNodeResponse]  # type: ignore[assignment]
     """Ends the process of the node that is asked (never forwarded), as SIGTERM would. PERMISSION_DENIED unless the node was
     started with allow_remote_stop.
@@ -152,6 +162,17 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.TransferLeadershipResponse, _abc.Awaitable[_admin_pb2.TransferLeadershipResponse]]:
         """Moves a partition's leadership to a replica that is caught up."""
+
+    @_abc_1.abstractmethod
+    def CheckReplica(
+        self,
+        request: _admin_pb2.CheckReplicaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CheckReplicaResponse, _abc.Awaitable[_admin_pb2.CheckReplicaResponse]]:
+        """What one replica has: checksums to be compared with those of the other replicas, and on request all of it read again
+        and verified. Passed on to the node that has the replica. REPLICA_OFFLINE: it takes no part (its reason is in the
+        message). A replica that is found damaged is copied anew by itself.
+        """
 
     @_abc_1.abstractmethod
     def StopNode(

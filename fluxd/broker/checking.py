@@ -1,0 +1,128 @@
+"""What one replica has, for those who compare replicas: its chain checksums, and on request all of it read again.
+
+Only committed entries are looked at: of these all replicas must have the same. What is found damaged is told to the
+replica, which is then copied anew by itself, as if the scrub had found it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fluxd.broker.currency import Calls
+from fluxd.broker.routes import Route, Routes
+from fluxd.core import limits
+from fluxd.core.errors import CorruptDataError, FluxError, Reason
+from fluxd.core.runtime import ReadingReactor
+from fluxd.core.types import GroupId, NodeId, RaftIndex
+from fluxd.raft.group import Group
+from fluxd.raft.offline import OfflineGroup
+from fluxd.raft.spec import Role
+from fluxd.storage.scrub import Verified
+from fluxlog.v1 import admin_pb2
+
+CHECK_REPLICA = "/fluxlog.v1.Admin/CheckReplica"
+_HOP_TIMEOUT = 30.0
+
+
+class CheckingReplicas:
+    """Serves CheckReplica.
+
+    Args:
+        groups: this node's replicas, read live.
+    """
+
+    def __init__(
+        self,
+        reactor: ReadingReactor,
+        routes: Routes,
+        groups: Mapping[GroupId, Group | OfflineGroup],
+        calls: Calls,
+    ) -> None:
+        self._reactor, self._routes, self._groups, self._calls = reactor, routes, groups, calls
+
+    async def check_replica(
+        self, request: admin_pb2.CheckReplicaRequest, *, forwarded: bool
+    ) -> admin_pb2.CheckReplicaResponse:
+        """See admin.proto."""
+        if len(request.indexes) > limits.CHECK_INDEXES_MAX:
+            raise FluxError(
+                Reason.INVALID_ARGUMENT,
+                f"{len(request.indexes)} indexes are above the bound {limits.CHECK_INDEXES_MAX}",
+            )
+        route = await self._routes.find(request.topic, request.partition, b"")
+        if request.node_id not in route.replicas:
+            raise FluxError(
+                Reason.UNKNOWN_NODE,
+                f"node {request.node_id} has no replica of {route.name}; nodes {list(route.replicas)} have one",
+            )
+        if request.node_id != self._routes.node_id:
+            if forwarded:
+                raise FluxError(Reason.UNKNOWN_NODE, f"this is node {self._routes.node_id}, not {request.node_id}")
+            answer = await self._calls.unary(
+                NodeId(request.node_id),
+                CHECK_REPLICA,
+                request.SerializeToString(),
+                timeout_s=_HOP_TIMEOUT,
+                writes=False,
+            )
+            return admin_pb2.CheckReplicaResponse.FromString(answer)
+        return await self._check(self._replica(route), request)
+
+    def _replica(self, route: Route) -> Group:
+        group = self._groups.get(route.group_id)
+        if isinstance(group, Group) and group.role is not Role.FAILED:
+            return group
+        why = group.why if group is not None else "it has not been opened yet"
+        raise self._routes.named(
+            FluxError(Reason.REPLICA_OFFLINE, f"the replica of {route.name} on this node takes no part: {why}"), route
+        )
+
+    async def _check(self, group: Group, request: admin_pb2.CheckReplicaRequest) -> admin_pb2.CheckReplicaResponse:
+        out = admin_pb2.CheckReplicaResponse(
+            first_index=group.log.first_index, commit_index=group.commit_index,
+            log_start_offset=group.log_start_offset, high_watermark=group.high_watermark,
+        )  # fmt: skip
+        try:
+            if request.read:
+                await self._read(group, RaftIndex(request.verified_index), out)
+            await self._add_checksums(group, list(request.indexes), out)
+        except (CorruptDataError, OSError) as error:
+            out.damage = str(error)
+            group.read_failed(error)
+        return out
+
+    async def _read(self, group: Group, behind: RaftIndex, out: admin_pb2.CheckReplicaResponse) -> None:
+        scrub, end_index = group.log.scrub, RaftIndex(out.commit_index)
+        at = Verified()
+        if group.log.first_index <= behind <= end_index:
+            at = await self._reactor.read(lambda: scrub.behind(behind))
+        while out.verified_bytes < limits.CHECK_BYTES_MAX:
+            piece = scrub.next_piece(at, end_index=end_index, max_bytes=limits.SCRUB_PIECE_BYTES)
+            if piece is None:
+                out.complete = True
+                break
+            try:
+                at = await self._reactor.read(piece.read)
+            except (CorruptDataError, OSError):
+                if scrub.is_gone(piece):
+                    continue
+                raise
+            out.verified_bytes += at.size
+        out.verified_index = at.last.raft_index if at.last is not None else 0
+
+    async def _add_checksums(self, group: Group, wanted: list[int], out: admin_pb2.CheckReplicaResponse) -> None:
+        """As they are known, without reading, of the ends of segments."""
+        log, commit_index = group.log, RaftIndex(out.commit_index)
+        ends = log.scrub.segment_ends(commit_index)
+        if not wanted:
+            step = len(ends) // (limits.CHECK_INDEXES_MAX - 1) + 1
+            wanted = [*list(ends)[::-step][::-1], commit_index]
+        for index in sorted(set(wanted)):
+            if index in ends:
+                offset, checksum = ends[RaftIndex(index)]
+            elif log.first_index <= index <= commit_index:
+                stamp = await self._reactor.read(lambda index=index: log.scrub.verified_stamp(RaftIndex(index)))  # type: ignore[misc]
+                offset, checksum = stamp.next_offset, stamp.checksum
+            else:
+                continue
+            out.checksums.add(raft_index=index, next_offset=offset, checksum=checksum)
