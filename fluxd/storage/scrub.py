@@ -146,6 +146,8 @@ def _read(
 ) -> Verified:
     position, last = after.position, after.last
     with closing(fs.open(path)) as file, faults_of(path):
+        if position == 0:
+            file.forget(size)  # what the disk has is asked for, not what the machine remembers of it
         for at, stamp, _ in walk_frames(file, position, size):
             why = breach(last, stamp) if last is not None else None
             if at == 0 and stamp != first:
@@ -158,4 +160,6 @@ def _read(
         why = breach(last, following) if last and following and position == size else None
         if why:
             raise BadFrame(position, f"the next segment does not follow: {why}")
+        if position == size:
+            file.forget(size)
     return Verified(after.segment, position, last, position - after.position)
