@@ -52,6 +52,9 @@ DISK_RESERVE_BYTES: Final = 64 * MIB
 deletions."""
 DISK_CHECK_INTERVAL: Final = 1.0
 DISK_FULL_RETRY_MS: Final = 1_000
+DISK_RETRY_MIN: Final = 0.1
+DISK_RETRY_MAX: Final = 10.0
+"""After an error of the disk: seconds until the files are opened, or written, again; doubled each time."""
 SCRUB_PIECE_BYTES: Final = 256 * KIB
 """Of a closed segment, read again at once."""
 SCRUB_REST_FACTOR: Final = 19

@@ -17,39 +17,18 @@ from fluxd.core.entry import EntryKind, Stamp, build_frame
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.log_start import LogStart
 from fluxd.core.producers import DuplicateCommitted, DuplicatePending, ProducerTable, items_of_frame
-from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
+from fluxd.raft.context import GroupContext
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.proposal import Append, AppendResult, Committed
 from fluxd.raft.serving import CopyServing
 from fluxd.raft.spec import GroupSpec
 from fluxd.raft.standing import Standing
-from fluxd.raft.transport import Transport
 from fluxd.raft.trimming import Trimming
 from fluxd.storage.log import PartitionLog
-from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class GroupContext:
-    """What the host hands to each of its groups."""
-
-    node_id: NodeId
-    reactor: Reactor
-    transport: Transport
-    votes: VoteFile
-    log_event: Callable[..., None]
-    wake: Callable[[Group], None]
-    """Have `step` called soon."""
-    enter: Callable[[], None]
-    """Set the library's clock before a step."""
-    read_failed: Callable[[Group, BaseException], None]
-    """A read of committed entries failed."""
-    disk_full: Callable[[], bool]
-    """Only the reserve of free space is left."""
 
 
 @dataclass(slots=True)
@@ -68,14 +47,22 @@ class Group(Standing):
     def __init__(
         self, spec: GroupSpec, log: PartitionLog, producers: ProducerTable, log_start: LogStart, context: GroupContext
     ) -> None:
-        self.spec, self.log, self.producers, self._context = spec, log, producers, context
+        self.spec, self._context = spec, context
         self._node_id, self._transport = context.node_id, context.transport
-        self.trimming = Trimming(log, log_start)
         self.group_id, self.generation, self.voters = spec.group_id, spec.generation, spec.voters
-        self.why = ""
         self.on_commit: list[Callable[[], None]] = []
         self.on_role: list[Callable[[], None]] = []
-        self._failed = False
+        self.openings = 0
+        """How often its log was opened: each time what is known to be committed is what the disk says."""
+        self._take_over(log, producers, log_start)
+
+    def _take_over(self, log: PartitionLog, producers: ProducerTable, log_start: LogStart) -> None:
+        """Begin with what the disk has."""
+        spec, context = self.spec, self._context
+        self.openings += 1
+        self.log, self.producers = log, producers
+        self.trimming = Trimming(log, log_start)
+        self.why, self._failed = "", False
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
         self._queue_records = 0
@@ -473,6 +460,14 @@ class Group(Standing):
         if not self._failed:
             self._log_event("replica_failed", why=why)
             self._end(why, f"the replica of {self.group_id} stopped itself")
+
+    def reopen(self, log: PartitionLog, producers: ProducerTable, log_start: LogStart) -> None:
+        """Take part again, after `fail`, with the log as it was opened again; `step` follows."""
+        assert self._failed
+        self._take_over(log, producers, log_start)
+        self._log_event("replica_reopened", last_index=log.last_index)
+        for listener in (*self.on_role, *self.on_commit):
+            self._call(listener)
 
     def close(self) -> None:
         """The node stops, or the partition is deleted."""

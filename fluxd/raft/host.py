@@ -16,15 +16,19 @@ from typing import Protocol
 from fluxd.core import limits
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor, Timer
-from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset, RaftIndex
+from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft import library
+from fluxd.raft.context import GroupContext
 from fluxd.raft.copying import CopyContext, Copying
-from fluxd.raft.group import Group, GroupContext
+from fluxd.raft.group import Group
+from fluxd.raft.healing import Backoff, Healing
+from fluxd.raft.housekeeping import Housekeeping
 from fluxd.raft.leaving import Leaving, hand_over
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Damaged, Opened, open_replica
 from fluxd.raft.spec import GroupSpec, Role
 from fluxd.raft.transport import Transport
+from fluxd.raft.vote_syncing import VoteSyncing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
@@ -80,12 +84,18 @@ class Host:
         self._scheduled = False
         self._syncing: dict[GroupId, float] = {}
         self._reopening: set[GroupId] = set()
-        self._snapshotting: set[GroupId] = set()
-        self._snapshot_at: dict[GroupId, int] = {}
-        """Bytes that had been written to the log when its last snapshot was begun."""
-        self._snapshots: dict[GroupId, tuple[RaftIndex, Offset]] = {}
-        """The last durable snapshot: (index, log start offset)."""
-        self._votes_syncing = False
+        self._housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)
+        self._vote_syncing = (
+            None
+            if votes is None
+            else VoteSyncing(reactor, votes, log_event, synced=self._votes_synced, stuck=self._votes_stuck)
+        )
+        self._healing = Healing(
+            reactor, fs, in_use=self._in_use,
+            may_open=lambda group: not votes or not votes.trouble or group.guard.votes_durable(),
+            opened=self._opened_again, damaged=self._set_aside,
+        )  # fmt: skip
+        self._backoffs: dict[GroupId, Backoff] = {}
         self._timers: dict[GroupId, tuple[float, Timer]] = {}
         self._library_now = 0.0
         self._alive_at = reactor.now()
@@ -126,9 +136,6 @@ class Host:
     def _adopt(self, spec: GroupSpec, opened: Opened | str) -> Replica:
         assert not isinstance(self.groups.get(spec.group_id), Group)
         replica: Replica
-        if self._votes is None and isinstance(opened, Opened):  # lost while the log was being opened
-            opened.log.close()
-            opened = self._votes_why
         if isinstance(opened, Opened):
             try:
                 replica = self._begin(spec, opened)
@@ -140,6 +147,8 @@ class Host:
             self._log_event("replica_unadmitted", group=str(spec.group_id), why=opened)
             if isinstance(opened, Damaged):
                 self._repair(replica)
+            elif self._votes is not None and spec.group_id != METADATA_GROUP:
+                self._open_later(replica)
         self.groups[spec.group_id] = replica
         if isinstance(replica, Group):
             self.wake(replica)
@@ -147,15 +156,16 @@ class Host:
 
     def _begin(self, spec: GroupSpec, opened: Opened) -> Group:
         assert self._votes is not None
-        log = opened.log
-        log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
-        self._snapshots[spec.group_id] = (opened.snapshot_index, log.log_start_offset)
-        self._snapshot_at[spec.group_id] = 0 if opened.snapshot_index == log.first_index else log.written_bytes
+        self._note_opened(spec, opened)
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
             enter=self._enter, read_failed=self._leaving.read_failed, disk_full=lambda: self._disk_full,
         )  # fmt: skip
-        return Group(spec, log, opened.producers, opened.log_start, context)
+        return Group(spec, opened.log, opened.producers, opened.log_start, context)
+
+    def _note_opened(self, spec: GroupSpec, opened: Opened) -> None:
+        opened.log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
+        self._housekeeping.opened(spec.group_id, opened)
 
     def _why_unadmitted(self, spec: GroupSpec) -> str:
         if self._votes is None:
@@ -167,11 +177,16 @@ class Host:
             )
         return ""
 
+    def _can_copy(self, spec: GroupSpec) -> bool:
+        """A majority without this replica can say what was committed."""
+        return self.bind is not None and self._votes is not None and len(spec.voters) >= limits.COPY_VOTERS_MIN
+
     def _repair(self, offline: OfflineGroup) -> None:
-        """Begin to copy, where a majority without this replica can say what was committed."""
+        """Begin to copy."""
         spec = offline.spec
-        if self.bind is None or self._votes is None or len(spec.voters) < limits.COPY_VOTERS_MIN:
+        if not self._can_copy(spec):
             return
+        assert self.bind is not None and self._votes is not None
         context = CopyContext(
             self._reactor, self._fs, self._transport, self._votes, self._log_event,
             sync_votes=self._sync_votes, bind=self.bind, finished=lambda: self._reopen(offline),
@@ -190,15 +205,21 @@ class Host:
         group.close()
 
         def repair() -> None:
-            if group_id in self._snapshotting or group_id in self._syncing:  # its files are still being changed
+            if self._in_use(group_id):  # its files are still being changed
                 self._reactor.call_at(self._reactor.now() + _IDLE_CHECK, repair)
             elif self.groups.get(group_id) is offline and not self._stopped:
                 self._repair(offline)
 
         repair()
 
+    def _open_later(self, offline: OfflineGroup) -> None:
+        """Its files could not be opened: that may pass."""
+        now = self._reactor.now()
+        wait = self._backoffs.setdefault(offline.group_id, Backoff()).next(now)
+        self._reactor.call_at(now + wait, lambda: self._reopen(offline))
+
     def _reopen(self, offline: OfflineGroup) -> None:
-        """A copy is finished: what is there now is this node's replica."""
+        """What is on the disk now is this node's replica: a copy is finished, or an error may have passed."""
         spec = replace(offline.spec, bound_directory=self.directory_id)
         if self._stopped or self.groups.get(spec.group_id) is not offline:
             return
@@ -219,6 +240,9 @@ class Host:
     def close(self, group_id: GroupId) -> None:
         """Stop a replica; its files stay."""
         self._reopening.discard(group_id)
+        self._healing.forget(group_id)
+        self._housekeeping.forget(group_id)
+        self._backoffs.pop(group_id, None)
         replica = self.groups.pop(group_id, None)
         self._ready.pop(group_id, None)
         timer = self._timers.pop(group_id, None)
@@ -252,6 +276,17 @@ class Host:
             group.peer_down(peer, gone=gone)
             self.wake(group)
 
+    def _in_use(self, group_id: GroupId) -> bool:
+        """A step that changes its files is under way."""
+        return group_id in self._syncing or self._housekeeping.is_busy(group_id)
+
+    def _is_open(self, group: Group) -> bool:
+        return not self._stopped and self.groups.get(group.group_id) is group and group.role is not Role.FAILED
+
+    def _trimmed(self, group: Group) -> None:
+        group.on_trimmed()
+        self.wake(group)
+
     def _active(self) -> list[Group]:
         return [g for g in self.groups.values() if isinstance(g, Group) and g.role is not Role.FAILED]
 
@@ -282,7 +317,7 @@ class Host:
                 self._arm(group)
                 if group.trimming.moved:
                     group.trimming.moved = False
-                    self._keep_house(group)
+                    self._housekeeping.keep(group)
         self._sync_votes()
 
     def _alive(self) -> None:
@@ -317,9 +352,36 @@ class Host:
         try:
             step()
         except Exception as error:  # noqa: BLE001 - the boundary of fail-stop: whatever it is, this replica does not go on
+            self._stop_group(group, error)
+
+    # ------------------------------------------------------------------ errors of the disk
+    def _stop_group(self, group: Group, error: BaseException) -> None:
+        """Until its files are open again, or it was copied; for good after anything else: that is not the disk's."""
+        if isinstance(error, OSError):
+            self._healing.stop(group, error)
+        else:
             group.fail(f"{type(error).__name__}: {error}")
             if isinstance(error, CorruptDataError):
                 self._set_aside(group, f"its log is damaged: {error}")
+
+    def _opened_again(self, group: Group, opened: Opened) -> None:
+        self._note_opened(group.spec, opened)
+        group.reopen(opened.log, opened.producers, opened.log_start)
+        self.wake(group)
+
+    def _votes_stuck(self, why: str) -> None:
+        for group in self._active():
+            if not group.guard.votes_durable():
+                self._healing.stop(group, OSError(f"the node's votes cannot be written: {why}"))
+
+    def _votes_synced(self) -> None:
+        for group in self._active():
+            if group.guard.waits_for_votes:
+                self._guarded(group, group.on_votes_synced)
+                self.wake(group)
+        for replica in tuple(self.groups.values()):
+            if isinstance(replica, OfflineGroup) and replica.copying is not None:
+                replica.copying.on_votes_synced()
 
     def _arm(self, group: Group) -> None:
         deadline = group.deadline
@@ -354,7 +416,7 @@ class Host:
             if self._stopped or self.groups.get(group.group_id) is not group or group.role is Role.FAILED:
                 return
             if error is not None:
-                group.fail(f"sync failed: {error}")
+                self._stop_group(group, error)
                 return
 
             def finish() -> None:
@@ -363,110 +425,13 @@ class Host:
 
             self._guarded(group, finish)
             self.wake(group)
-            self._keep_house(group)
+            self._housekeeping.keep(group)
 
         self._reactor.run_blocking(job.steps, synced)
 
     def _sync_votes(self) -> None:
-        votes = self._votes
-        if votes is None or self._votes_syncing or not votes.dirty:
-            return
-        job = votes.begin_sync()
-        self._votes_syncing = True
-
-        def synced(error: BaseException | None) -> None:
-            self._votes_syncing = False
-            if self._stopped:
-                return
-            if error is None:
-                try:
-                    votes.finish_sync(job)
-                except OSError as failure:
-                    error = failure
-            if error is not None:
-                self._lose_votes(error)
-                return
-            for group in self._active():
-                if group.guard.waits_for_votes:
-                    self._guarded(group, group.on_votes_synced)
-                    self.wake(group)
-            for replica in tuple(self.groups.values()):
-                if isinstance(replica, OfflineGroup) and replica.copying is not None:
-                    replica.copying.on_votes_synced()
-            self._sync_votes()
-
-        self._reactor.run_blocking(job.steps, synced)
-
-    def _lose_votes(self, error: BaseException) -> None:
-        """What the vote file holds is not known any more: nobody here may take part until it was opened again."""
-        self._votes, self._votes_why = None, f"the node's votes cannot be synced: {error}"
-        for group in self._active():
-            group.fail(self._votes_why)
-        for replica in self.groups.values():
-            if isinstance(replica, OfflineGroup) and replica.copying is not None:
-                replica.copying.close()
-                replica.copying = None
-
-    def _keep_house(self, group: Group) -> None:
-        """Write the group's state now and then, so that opening the log replays its tail only; and before whole
-        segments go that lie below the log start. One of the two at a time.
-        """
-        log, group_id = group.log, group.group_id
-        if group_id in self._snapshotting or self._stopped or self.groups.get(group_id) is not group:
-            return
-        if group.role is Role.FAILED or log.synced_index < group.commit_index:
-            return
-        index, log_start_offset = self._snapshots[group_id]
-        if log.removable(log_start_offset, index):
-            self._trim(group, log_start_offset, index)
-        elif (
-            log.removable(log.log_start_offset, group.commit_index)
-            or log.written_bytes - self._snapshot_at[group_id] >= group.spec.segment_bytes
-        ):
-            self._snapshot(group)
-
-    def _snapshot(self, group: Group) -> None:
-        log, index = group.log, group.commit_index
-        self._snapshot_at[group.group_id] = log.written_bytes
-        saved = (index, log.log_start_offset)
-
-        def written() -> None:
-            self._snapshots[group.group_id] = saved
-
-        self._in_background(group, log.write_snapshot(index, group.producers.snapshot()), "snapshot_failed", written)
-
-    def _trim(self, group: Group, log_start_offset: Offset, snapshot_index: RaftIndex) -> None:
-        steps = group.log.trim_prefix(log_start_offset, snapshot_index)
-        if not steps:
-            return
-        group.on_trimmed()
-        first_index = group.log.first_index
-
-        def trimmed() -> None:
-            self._log_event(
-                "log_trimmed", group=str(group.group_id), first_index=first_index, log_start_offset=log_start_offset
-            )
-
-        self._in_background(group, steps, "trim_failed", trimmed)
-        self.wake(group)
-
-    def _in_background(
-        self, group: Group, steps: list[Callable[[], None]], failure: str, finished: Callable[[], None]
-    ) -> None:
-        group_id = group.group_id
-        self._snapshotting.add(group_id)
-
-        def done(error: BaseException | None) -> None:
-            self._snapshotting.discard(group_id)
-            if self.groups.get(group_id) is not group:
-                return  # closed, perhaps opened again, meanwhile
-            if error is not None:
-                self._log_event(failure, group=str(group_id), why=str(error))
-                return
-            finished()
-            self._keep_house(group)
-
-        self._reactor.run_blocking(steps, done)
+        if self._vote_syncing is not None:
+            self._vote_syncing.sync()
 
     # ------------------------------------------------------------------ end
     def hand_over(self, done: Callable[[], None]) -> None:
@@ -486,6 +451,8 @@ class Host:
                 except OSError as error:
                     self._log_event("last_sync_failed", group=str(group.group_id), why=str(error))
         self._stopped = True
+        if self._vote_syncing is not None:
+            self._vote_syncing.stop()
         for group_id in tuple(self.groups):
             self.close(group_id)
 

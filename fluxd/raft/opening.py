@@ -18,6 +18,7 @@ from fluxd.storage.copies import is_being_copied
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog
+from fluxd.storage.sync import Synced
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,13 @@ class Damaged(str):
     """Why a replica must be copied anew. A reason that is a plain str may pass: what is on the disk is left alone."""
 
 
-def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened | str:
+def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool, after: Synced | None = None) -> Opened | str:
     """Open a replica's log, or create it if the replica is new. Blocks.
 
     Args:
         has_voted: the node's votes know this replica. Every message of a replica waits until its term is
-        durable, so one without a
-            vote has never said anything: its log may be made anew.
+            durable, so one without a vote has never said anything: its log may be made anew.
+        after: how far this process had the log synced when a file of it had an error.
 
     Returns:
         Or why the replica must stay out.
@@ -53,7 +54,9 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool) -> Opened 
         if is_being_copied(fs, spec.group_id):
             return Damaged("its copy is not finished")
         try:
-            log = PartitionLog.open(fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes)
+            log = PartitionLog.open(
+                fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes, after=after
+            )
         except LogMissing as error:
             if has_voted:
                 return Damaged(f"its log is missing although it has voted: {error}")

@@ -91,7 +91,11 @@ class StateFile:
 
     @classmethod
     def open(cls, fs: FileSystem, path: str) -> StateFile | None:
-        """The file as it is, synced, since a kill leaves bytes that are not; None: missing, or no slot is valid."""
+        """The file as it is, made durable; None: missing, or no slot is valid.
+
+        A kill leaves bytes that are not synced; after a sync that failed another one may return although the disk has
+        nothing of them. So the slot that holds is written once more.
+        """
         try:
             file = fs.open(path)
         except FileNotFoundError:
@@ -100,10 +104,14 @@ class StateFile:
         if opened.state is None:
             file.close()
             return None
-        if file.size() < FILE_BYTES:
-            file.append(bytes(FILE_BYTES - file.size()))
-        file.sync()
+        opened._make_found_durable()
         return opened
+
+    def reopen(self, fs: FileSystem, path: str) -> StateFile:
+        """The same file on another handle, after an error: what is durable in it is remembered, not read."""
+        again = StateFile(fs.open(path))
+        again.state, again._sequence, again._slot = self.state, self._sequence, self._slot
+        return again
 
     def write(self, state: State) -> None:
         """Write without a sync; a power cut may leave what was there before."""
@@ -152,6 +160,13 @@ class StateFile:
     def _sync(self) -> None:
         self._file.sync()
         self._slot ^= 1
+
+    def _make_found_durable(self) -> None:
+        held = SLOT_POSITIONS[self._slot ^ 1]
+        self._file.write_at(held, self._file.read(held, SLOT_BYTES))
+        if self._file.size() < FILE_BYTES:
+            self._file.append(bytes(FILE_BYTES - self._file.size()))
+        self._file.sync()
 
     def _load(self) -> None:
         data = self._file.read(0, FILE_BYTES)

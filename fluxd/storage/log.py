@@ -24,7 +24,8 @@ from fluxd.core.entry import Stamp, birth_frame, read_stamp
 from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.retention import SegmentSummary
 from fluxd.core.types import GroupId, Offset, RaftIndex, Term
-from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, Mark, State, StateFile
+from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, Mark, StateFile
+from fluxd.storage.creation import create_files
 from fluxd.storage.errors import LogCorrupt
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import breach
@@ -36,7 +37,7 @@ from fluxd.storage.scrub import LogScrub
 from fluxd.storage.segment import Segment, segment_name
 from fluxd.storage.segments import Segments
 from fluxd.storage.snapshot import Snapshot, read_snapshot_file, snapshot_steps
-from fluxd.storage.sync import LogSync, SyncJob
+from fluxd.storage.sync import LogSync, Synced, SyncJob
 from fluxd.storage.tail import TailCache
 
 
@@ -47,7 +48,7 @@ class PartitionLog:
         segment_ms: a segment is closed when the next entry is so much younger than its first one.
 
     Invariant: first_index <= synced_index <= last_index. After an OSError of `truncate_suffix` or of a sync's step
-        the log must be closed and opened again; after one of `append` it is as before.
+        the log must be closed and opened again `after` what is `synced`; after one of `append` it is as before.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class PartitionLog:
         self._state = recovered.state
         self._last = recovered.last
         self._tail = TailCache()
+        self._sealed = False
+        """The last segment takes no more entries."""
         self._size_bytes = self.written_bytes = sum(segment.size for segment in recovered.segments)
         """`written_bytes` only grows: it does not fall when segments go."""
         self._sync = LogSync(fs, directory, self._segments, recovered.state)
@@ -131,38 +134,39 @@ class PartitionLog:
     def _begin(
         cls, fs: FileSystem, directory: str, group: GroupId, generation: int, frame: bytes, segment_bytes: int
     ) -> PartitionLog:
-        stamp = read_stamp(frame)
-        path = f"{directory}/{segment_name(stamp.raft_index)}"
-        segment = Segment(path, stamp, 0, index=SegmentIndex(), file=fs.open(path, create=True))
-        segment.append(frame, stamp)
-        assert segment.file is not None
-        segment.file.sync()
-        fs.sync_directory(directory)
-        mark = Mark(segment.first_index, segment.size, stamp.raft_index)
-        checkpoint = Checkpoint(stamp.raft_index, stamp.leader_epoch, generation)
-        state = StateFile.create(fs, f"{directory}/{STATE_NAME}", State(mark, checkpoint))
-        fs.sync_directory(directory)
-        log = cls(fs, directory, group, Recovered([segment], stamp, state), generation, segment_bytes=segment_bytes)
-        log._tail.append(stamp, frame)
+        created = create_files(fs, directory, generation, frame)
+        log = cls(fs, directory, group, created, generation, segment_bytes=segment_bytes)
+        log._tail.append(created.last, frame)
         return log
 
     @classmethod
     def open(
-        cls, fs: FileSystem, directory: str, group: GroupId, generation: int, *, segment_bytes: int
+        cls,
+        fs: FileSystem,
+        directory: str,
+        group: GroupId,
+        generation: int,
+        *,
+        segment_bytes: int,
+        after: Synced | None = None,
     ) -> PartitionLog:
         """Open a log; a torn tail is cut. All that it holds is durable when this returns. Blocks.
 
         Args:
             segment_bytes: a segment is closed when the next frame would make it larger.
+            after: what this process knows to be durable, when a file of the log had an error; the log is closed. What
+                stands behind it is removed, and what comes next goes to a new segment.
 
         Raises:
             LogMissing: there is none, or its creation did not finish; nothing was written.
             LogCorrupt: the replica must stay out; nothing was written.
             OSError: retriable.
         """
-        recovered = recover(fs, directory, group)
+        recovered = recover(fs, directory, group, after)
         try:
-            return cls(fs, directory, group, recovered, generation, segment_bytes=segment_bytes)
+            log = cls(fs, directory, group, recovered, generation, segment_bytes=segment_bytes)
+            log._sealed = after is not None
+            return log
         except CorruptDataError as error:  # the checkpoint lies in an older segment, which is damaged
             recovered.segments[-1].close()
             recovered.state.close()
@@ -211,6 +215,11 @@ class PartitionLog:
         return self._sync.mark.index
 
     @property
+    def synced(self) -> Synced:
+        """For `open`, when this log had an error and no sync is in flight."""
+        return self._sync.synced
+
+    @property
     def dirty(self) -> bool:
         """Something was written that no finished sync covers."""
         return self._sync.mark.index < self._last.raft_index
@@ -246,7 +255,7 @@ class PartitionLog:
             )
         segment = self._segments.active
         too_old = segment.began_ms and stamp.append_time_ms - segment.began_ms >= self._segment_ms
-        if too_old or segment.size + stamp.frame_bytes > self._segment_bytes:
+        if too_old or self._sealed or segment.size + stamp.frame_bytes > self._segment_bytes:
             segment = self._roll(frame, stamp)
         else:
             segment.append(frame, stamp)
@@ -269,6 +278,7 @@ class PartitionLog:
             raise
         self._sync.rolled(self._segments.active)
         self._segments.all.append(segment)
+        self._sealed = False
         return segment
 
     def truncate_suffix(self, first_removed: RaftIndex) -> None:

@@ -152,7 +152,11 @@ class RealFileSystem:
 
     def exists(self, path: str) -> bool:
         """A file or directory of that name is there."""
-        return os.path.lexists(self._at(path))
+        try:
+            os.lstat(self._at(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def list(self, path: str) -> list[str]:
         """Names in a directory, sorted."""

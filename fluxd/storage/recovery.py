@@ -13,7 +13,11 @@ headers up to the mark, whole frames behind it. Closed segments are checked when
 Where the log may begin is judged in `head.py`.
 
 What is kept is synced before `recover` returns, and the mark moved behind it: nothing is acknowledged that a second
-power cut could take.
+power cut could take. What stands behind the mark is written once more before: a process before this one may have met a
+failed sync, after which another one returns although the disk lacks what can be read.
+
+After an error of a file in this process (`after`) it is known how far the log was synced, and nothing behind that has
+been acknowledged: it is removed unread.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from fluxd.core import limits
 from fluxd.core.entry import HEADER_BYTES, Stamp
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import GroupId, RaftIndex
@@ -33,6 +38,9 @@ from fluxd.storage.index import SegmentIndex
 from fluxd.storage.segment import Segment, parse_segment_name, segment_name
 from fluxd.storage.segments import Segments
 from fluxd.storage.snapshot import TEMPORARY_SUFFIX, Snapshot
+from fluxd.storage.sync import Synced
+
+_COPY_BYTES = limits.MIB
 
 
 @dataclass(slots=True)
@@ -46,8 +54,11 @@ class Recovered:
     """The newest one that is tied to the log."""
 
 
-def recover(fs: FileSystem, directory: str, group: GroupId) -> Recovered:
+def recover(fs: FileSystem, directory: str, group: GroupId, after: Synced | None = None) -> Recovered:
     """Open a log's files. Blocks.
+
+    Args:
+        after: how far the log is durable, where this process knows it.
 
     Raises:
         LogMissing: there is none; nothing was written.
@@ -56,12 +67,13 @@ def recover(fs: FileSystem, directory: str, group: GroupId) -> Recovered:
     """
     names = fs.list(directory)
     first_indexes = sorted(index for name in names if (index := parse_segment_name(name)) is not None)
-    state = StateFile.open(fs, f"{directory}/{STATE_NAME}")
+    path = f"{directory}/{STATE_NAME}"
+    state = StateFile.open(fs, path) if after is None else after.state.reopen(fs, path)
     if state is None:
         raise _without_state(fs, directory, first_indexes)
     recovery = _Recovery(fs, directory, group, state)
     try:
-        recovered = recovery.run(first_indexes)
+        recovered = recovery.run(first_indexes, after.mark if after else None)
         for name in names:
             if name.endswith(TEMPORARY_SUFFIX):
                 fs.remove(f"{directory}/{name}")
@@ -86,6 +98,13 @@ def _without_state(fs: FileSystem, directory: str, first_indexes: list[RaftIndex
     return LogCorrupt(f"{directory}: {STATE_NAME} is missing or unreadable, but the log from {path} on is there")
 
 
+def _write_again(file: File, position: int, end: int) -> None:
+    while position < end:
+        data = file.read(position, min(_COPY_BYTES, end - position))
+        file.write_at(position, data)
+        position += len(data)
+
+
 class _Recovery:
     def __init__(self, fs: FileSystem, directory: str, group: GroupId, state: StateFile) -> None:
         self._fs = fs
@@ -101,9 +120,9 @@ class _Recovery:
             file.close()
         self._state.close()
 
-    def run(self, first_indexes: list[RaftIndex]) -> Recovered:
+    def run(self, first_indexes: list[RaftIndex], synced: Mark | None) -> Recovered:
         assert self._state.state is not None
-        mark = self._state.state.mark
+        mark = synced or self._state.state.mark
         if mark.segment not in first_indexes:
             raise LogCorrupt(
                 f"{self._directory}/{segment_name(mark.segment)} is missing; "
@@ -114,7 +133,7 @@ class _Recovery:
             self._add_segment(first_index)
         marked = self._segments[-1]
         self._walk_to_mark(marked, mark)
-        cut_at = self._verify(marked)
+        cut_at = mark.position if synced else self._verify(marked)
         kept = 0
         for first_index in first_indexes[place + 1 :]:
             if cut_at is not None or not self._continue_with(first_index):
@@ -272,6 +291,7 @@ class _Recovery:
             return
         for segment in self._segments:
             if segment.file is not None and segment.first_index >= mark.segment:
+                _write_again(segment.file, mark.position if segment.first_index == mark.segment else 0, segment.size)
                 segment.file.sync()
         self._fs.sync_directory(self._directory)
         assert self._state.state is not None

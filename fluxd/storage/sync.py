@@ -39,6 +39,18 @@ class SyncJob:
     void: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """How far a log is durable, as the process knows that has its files open: to open them again after an error.
+
+    What stands behind the mark counts as never written, even where it can be read: the disk may not have it, and after
+    a sync that failed another one may return all the same.
+    """
+
+    mark: Mark
+    state: StateFile
+
+
 class LogSync:
     """Of one log; on the loop.
 
@@ -56,6 +68,12 @@ class LogSync:
         self._unsynced: list[Segment] = []
         self._names_dirty = False
         self._job: SyncJob | None = None
+
+    @property
+    def synced(self) -> Synced:
+        """No sync is in flight. A job that failed may have got as far as the end of a finished segment."""
+        assert self._state.state is not None
+        return Synced(max(self.mark, self._state.state.mark, key=lambda mark: mark.index), self._state)
 
     def wrote(self, segment: Segment) -> None:
         """Bytes were added to it."""

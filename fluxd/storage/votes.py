@@ -11,11 +11,16 @@ The last record of a (group, generation) holds. A term never falls, and a vote o
 another.
 
 Crash windows. A record is written at once and durable after the next sync; no message that reflects it may leave
-before. Power lost in between: the record is there, or is not, or is torn at the very end of the file: cut at open. Bad
-bytes with a sound record behind them are corruption: the node has no votes. A file that has grown large is written anew
-beside the old one, synced, renamed and its name synced within a sync job; records put meanwhile go to the old file and
-are written again to the new one when the job has finished, before anybody was told that they are durable. Power lost
-before the name is synced leaves the old file with all that was durable.
+before. Power lost in between: the record is there, or is not, or is torn at the very end of the file: not taken over at
+open. Bad bytes with a sound record behind them are corruption: the node has no votes. A file that has grown large is
+written anew beside the old one, synced, renamed and its name synced within a sync job; records put meanwhile go to the
+old file and are written again to the new one when the job has finished, before anybody was told that they are durable.
+Power lost before the name is synced leaves the old file with all that was durable.
+
+After an error of the file nothing more is written to it: the votes are in memory, none is forgotten, and the next sync
+writes all of them anew. Nothing is durable until that has succeeded; it can be tried as often as it takes. An opened
+file is treated the same way: the process before may have met a failed sync, after which another one returns although
+the disk lacks what can be read.
 """
 
 from __future__ import annotations
@@ -60,7 +65,7 @@ class VoteSyncJob:
 
     Args:
         op: highest operation that it covers.
-        steps: blocking calls, to be run in order in another thread; if one raises, the node has lost its votes.
+        steps: blocking calls, to be run in order in another thread; if one raises, `sync_failed` follows.
         replacement: the new file, when it is written anew; set by a step.
     """
 
@@ -74,16 +79,23 @@ _Key = tuple[GroupId, int]
 
 
 class VoteFile:
-    """The open file. All calls on the loop."""
+    """The open file. All calls on the loop.
+
+    Attributes:
+        trouble: why the last sync failed; empty: it did not.
+    """
 
     def __init__(self, fs: FileSystem, path: str, file: File, votes: dict[_Key, Vote], records: int) -> None:
+        self.trouble = ""
         self._fs = fs
         self._path = path
         self._file = file
         self._votes = votes
         self._records = records
-        self._op = 0
+        self._op = 1 if records else 0
         self._synced_op = 0
+        self._unusable = records > 0
+        """Nothing is added to the file as it is: the next sync writes it anew."""
         self._job: VoteSyncJob | None = None
         self._since_begin: list[bytes] = []
 
@@ -101,11 +113,12 @@ class VoteFile:
 
     @classmethod
     def open(cls, fs: FileSystem, path: str) -> VoteFile:
-        """Read the file; a torn tail is cut; all that it holds is durable when this returns. Blocks.
+        """Read the file; nothing is written. What it holds is durable after the first sync. Blocks.
 
         Raises:
             VotesMissing: the file is not there.
-            VotesCorrupt: a durable record was changed; nothing was written.
+            VotesCorrupt: a durable record was changed.
+            OSError: retriable.
         """
         try:
             file = fs.open(path)
@@ -114,16 +127,12 @@ class VoteFile:
         try:
             data = file.read(0, file.size())
             votes, records = _parse(path, data)
-            end = HEADER_BYTES + records * RECORD_BYTES
-            if end < len(data):
-                file.truncate(end)
-            file.sync()
-            fs.sync_directory(_directory(path))
-            fs.remove(_temporary(path))
         except BaseException:
             file.close()
             raise
-        return cls(fs, path, file, votes, records)
+        opened = cls(fs, path, file, votes, records)
+        opened._unusable = len(data) > HEADER_BYTES
+        return opened
 
     @property
     def synced_op(self) -> int:
@@ -147,7 +156,6 @@ class VoteFile:
 
         Raises:
             InvariantViolation: the term falls, or the vote of a term changes; nothing was written.
-            OSError: nothing was written.
         """
         vote, known = Vote(term, voted_for), self._votes.get((group, generation))
         why = _conflict(known, vote)
@@ -156,22 +164,30 @@ class VoteFile:
         if known == vote:
             return self._op
         record = _encode(group, generation, vote)
-        self._file.append(record)
         self._votes[group, generation] = vote
-        self._records += 1
         self._op += 1
+        if not self._unusable:
+            self._append([record])
         if self._job is not None and self._job.compacts:
             self._since_begin.append(record)
         return self._op
 
+    def _append(self, records: list[bytes]) -> None:
+        try:
+            self._file.append(*records)
+            self._records += len(records)
+        except OSError as error:
+            self._unusable, self.trouble = True, str(error)
+
     def begin_sync(self) -> VoteSyncJob:
-        """Fix what the next sync covers; one job at a time. A file that has grown large is written anew."""
+        """Fix what the next sync covers; one job at a time. A file that has grown large or had an error is written
+        anew."""
         if self._job is not None:
             raise InvariantViolation(f"{self._path}: a sync is in flight")
         job = self._job = VoteSyncJob(self._op)
         size = HEADER_BYTES + self._records * RECORD_BYTES
-        if size > COMPACT_BYTES and self._records > COMPACT_FACTOR * len(self._votes):
-            job.compacts = True
+        if self._unusable or (size > COMPACT_BYTES and self._records > COMPACT_FACTOR * len(self._votes)):
+            job.compacts, self._since_begin = True, []
             content = b"".join([_header(), *(_encode(group, g, vote) for (group, g), vote in self._votes.items())])
             temporary = _temporary(self._path)
             job.steps = [
@@ -184,22 +200,30 @@ class VoteFile:
         return job
 
     def finish_sync(self, job: VoteSyncJob) -> None:
-        """All steps of the job have returned: what it covered is durable.
+        """All steps of the job have returned: what it covered is durable."""
+        self._end(job)
+        if job.replacement is not None:
+            self._file.close()
+            self._file, self._unusable = job.replacement, False
+            self._records = (self._file.size() - HEADER_BYTES) // RECORD_BYTES
+            since, self._since_begin = self._since_begin, []
+            if since:
+                self._append(since)
+        if not self._unusable:
+            self.trouble = ""
+        self._synced_op = job.op
 
-        Raises:
-            OSError: the file must be opened again.
-        """
+    def sync_failed(self, job: VoteSyncJob, error: BaseException) -> None:
+        """A step of the job has raised: what it covered may be on the disk or not. The next one covers everything."""
+        self._end(job)
+        if job.replacement is not None:
+            job.replacement.close()
+        self._unusable, self.trouble = True, str(error)
+
+    def _end(self, job: VoteSyncJob) -> None:
         if job is not self._job:
             raise InvariantViolation(f"{self._path}: another sync is in flight")
         self._job = None
-        if job.replacement is not None:
-            self._file.close()
-            self._file = job.replacement
-            self._records = (self._file.size() - HEADER_BYTES) // RECORD_BYTES + len(self._since_begin)
-            since, self._since_begin = self._since_begin, []
-            if since:
-                self._file.append(*since)
-        self._synced_op = job.op
 
     def close(self) -> None:
         """Harmless when closed."""

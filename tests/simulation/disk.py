@@ -6,7 +6,12 @@ length, tears the last write that it keeps at a random byte, and sometimes leave
 (a size that reached the disk before the bytes did). So a name may survive without its bytes, bytes without their
 name, and a later file without an earlier one. A kill of the process keeps everything.
 
-Not modelled: a disk that reorders writes within one file, or lies about a sync.
+A disk can be sick: syncs, writes and reads fail at random. After a sync of a file that failed its unsynced writes are
+durable or not, each for itself, and none of them becomes durable by a later sync, although they can be read as long as
+the cache keeps them (which it may not): what Linux does. Room can run out: then what grows a file fails.
+
+Not modelled: a disk that reorders writes within one file unless a sync fails, or lies about a sync; a directory whose
+sync failed and that forgets its changes (file systems keep a journal of those).
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import copy
 import errno
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -46,6 +53,7 @@ def _apply(data: bytearray, change: _Write | _Truncate) -> None:
     if isinstance(change, _Truncate):
         del data[change.size :]
     else:
+        data += bytes(max(0, change.position - len(data)))  # a hole, where an earlier write was lost
         data[change.position : change.position + len(change.data)] = change.data
 
 
@@ -56,15 +64,28 @@ class _Node:
     data: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
     pending: list[_Write | _Truncate] = field(default_factory=list)
+    lossy: bool = False
+    """A sync failed, and what was to be synced has not been cut off since: there may be holes."""
 
     def change(self, change: _Write | _Truncate) -> None:
         _apply(self.data, change)
+        self.lossy = self.lossy and not isinstance(change, _Truncate)
         self.pending.append(change)
 
     def sync(self) -> None:
         for change in self.pending:
             _apply(self.durable, change)
         self.pending.clear()
+
+    def sync_failed(self, rng: random.Random) -> None:
+        for change in self.pending:
+            if isinstance(change, _Truncate) or rng.random() < 0.4:
+                _apply(self.durable, change)
+        self.pending.clear()
+        self.lossy = True
+        if rng.random() < 0.3:  # the cache lets go of what it could not write
+            self.data[: len(self.durable)] = self.durable
+            self.data[len(self.durable) :] = bytes(len(self.data) - len(self.durable))
 
     def cut(self, rng: random.Random, keep: Keep) -> None:
         count = {Keep.NOTHING: 0, Keep.EVERYTHING: len(self.pending)}.get(keep)
@@ -117,6 +138,22 @@ class _Names:
                 directory.durable[name] = node
 
 
+@dataclass(frozen=True, slots=True)
+class Sickness:
+    """How often an operation fails: 0 to 1."""
+
+    syncs: float = 0.0
+    writes: float = 0.0
+    reads: float = 0.0
+
+    def share_of(self, operation: str) -> float:
+        """Of one kind of operation."""
+        if operation in ("read", "list", "exists"):
+            return self.reads
+        return self.syncs if operation in ("sync", "sync_directory") else self.writes
+
+
+WELL = Sickness()
 _Directories = list[_Directory]
 _Nodes = list[_Node]
 _Strings = list[str]  # in SimDisk `list` is a method
@@ -134,7 +171,7 @@ class SimFile:
 
     def append(self, *buffers: bytes | memoryview) -> int:
         """Write all buffers at the end; nothing is written when it fails."""
-        self._begin("append")
+        self._begin("append", sum(map(len, buffers)))
         before = len(self._node.data)
         self._node.change(_Write(before, b"".join(buffers)))
         return before
@@ -165,8 +202,13 @@ class SimFile:
         return len(self._node.data)
 
     def sync(self) -> None:
-        """What was written becomes durable."""
-        self._begin("sync")
+        """What was written becomes durable, or never will."""
+        self._check_open()
+        try:
+            self._disk.begin("sync", self._path)
+        except OSError:
+            self._node.sync_failed(self._disk.rng)
+            raise
         self._node.sync()
 
     def forget(self, end: int) -> None:
@@ -178,10 +220,13 @@ class SimFile:
         """Harmless when closed."""
         self._closed = True
 
-    def _begin(self, operation: str) -> None:
+    def _begin(self, operation: str, grows: int = 0) -> None:
+        self._check_open()
+        self._disk.begin(operation, self._path, grows)
+
+    def _check_open(self) -> None:
         if self._closed or self._life != self._disk.life:
             raise OSError(errno.EBADF, "file is closed", self._path)
-        self._disk.begin(operation, self._path)
 
 
 class SimDisk:
@@ -195,12 +240,18 @@ class SimDisk:
         operations: completed or failed calls by name ("append", "sync", "read", "sync_directory", …).
         bytes_read: over all files.
         forgotten: how much of a file need not stay in memory, by path, where that was said.
-        free: what `free_bytes` answers.
+        free: what `free_bytes` answers, unless there is less room.
+        room: bytes that can still be written; None: no end of it.
+        sickness: what fails.
+        errors: how many operations failed of that, or for want of room.
     """
 
     def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
+        self.rng = rng
         self._root = _Directory()
+        self.room: int | None = None
+        self.sickness = WELL
+        self.errors = 0
         self._failures: list[tuple[str, str | None, OSError]] = []
         self._cut_after: int | None = None
         self.life = 0
@@ -213,9 +264,9 @@ class SimDisk:
 
     def open(self, path: str, *, create: bool = False) -> SimFile:
         """Open for reading and writing."""
-        self.begin("open", path)
         parent, name = self._parent(path)
         node = parent.names.get(name)
+        self.begin("open", path, int(node is None and create))
         if node is None:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -227,11 +278,16 @@ class SimDisk:
 
     def exists(self, path: str) -> bool:
         """A file or directory of that name is there."""
+        self.begin("exists", path)
         return self._lookup(path) is not None
 
     def list(self, path: str) -> _Strings:
         """Names in a directory, sorted."""
         self.begin("list", path)
+        return self.names(path)
+
+    def names(self, path: str) -> _Strings:
+        """The same for tests: no operation, never fails."""
         directory = self._lookup(path)
         return sorted(directory.names) if isinstance(directory, _Directory) else []
 
@@ -282,8 +338,8 @@ class SimDisk:
         self._change((parent, name, None))
 
     def free_bytes(self) -> int:
-        """As it was set; nothing is counted."""
-        return self.free
+        """As it was set."""
+        return self.free if self.room is None else min(self.free, self.room)
 
     def sync_directory(self, path: str) -> None:
         """Names in it become durable."""
@@ -308,12 +364,12 @@ class SimDisk:
         self._cut_after = None
         directories, files = self._everything()
         for directory in directories:
-            directory.cut(self._rng, keep)
+            directory.cut(self.rng, keep)
         for directory in directories:
             directory.pending.clear()
             directory.names = dict(directory.durable)
         for node in files:
-            node.cut(self._rng, keep)
+            node.cut(self.rng, keep)
 
     def cut_after(self, operations: int) -> None:
         """Raise PowerCut at the operation that follows so many changing ones (syncs count), and let nothing change
@@ -336,12 +392,27 @@ class SimDisk:
         """Forget the failures that have not happened yet."""
         self._failures.clear()
 
+    @contextmanager
+    def calm(self) -> Iterator[None]:
+        """Nothing fails: for who looks from outside."""
+        kept = self.sickness, self._failures, self._cut_after
+        self.sickness, self._failures, self._cut_after = WELL, [], None
+        try:
+            yield
+        finally:
+            self.sickness, self._failures, self._cut_after = kept
+
     def wipe(self) -> None:
         """A new, empty disk."""
         self.kill()
         self._root = _Directory()
 
     # ---- for tests
+
+    def lossy_files(self) -> _Strings:
+        """Names of files in which a failed sync may have left holes."""
+        return [name for directory in self._everything()[0] for name, node in directory.names.items()
+                if isinstance(node, _Node) and node.lossy]  # fmt: skip
 
     def durable_bytes(self, path: str) -> bytes | None:
         """What a power cut cannot take from a file; None: its name is not durable."""
@@ -367,12 +438,20 @@ class SimDisk:
         self.sync_everything()
 
     def flip_bit(self, path: str, position: int, bit: int = 0) -> None:
-        """Damage one durable byte of a file."""
+        """Damage one byte of a file, where it is written and where it is durable."""
+        node = self._lookup(path)
+        assert isinstance(node, _Node), path
+        for data in (node.data, node.durable):
+            if position < len(data):
+                data[position] ^= 1 << bit
+
+    def cut_off(self, path: str, size: int) -> None:
+        """Damage a file: only so many bytes of it are left."""
         node = self._lookup(path)
         assert isinstance(node, _Node), path
         node.sync()
-        node.data[position] ^= 1 << bit
-        node.durable[position] ^= 1 << bit
+        for data in (node.data, node.durable):
+            del data[size:]
 
     def sync_everything(self) -> None:
         """Make all that is there durable."""
@@ -392,10 +471,10 @@ class SimDisk:
 
     # ---- inside
 
-    def begin(self, operation: str, path: str) -> None:
+    def begin(self, operation: str, path: str, grows: int = 0) -> None:
         """Count an operation and let it fail when that was asked for."""
         self.operations[operation] = self.operations.get(operation, 0) + 1
-        if self._cut_after is not None and operation not in ("read", "list"):
+        if self._cut_after is not None and operation not in ("read", "list", "exists"):
             if self._cut_after == 0:
                 raise PowerCut
             self._cut_after -= 1
@@ -403,7 +482,17 @@ class SimDisk:
             wanted, part, error = failure
             if wanted == operation and (part is None or part in path):
                 self._failures.remove(failure)
+                self.errors += 1
                 raise error
+        share = self.sickness.share_of(operation)
+        if share and self.rng.random() < share:
+            self.errors += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        if self.room is not None and grows:
+            if grows > self.room:
+                self.errors += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            self.room -= grows
 
     def _change(self, *changes: tuple[_Directory, str, _Node | _Directory | None]) -> None:
         names = _Names(list(changes))

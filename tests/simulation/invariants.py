@@ -42,7 +42,9 @@ class Watched(Protocol):
     @property
     def directory_id(self) -> bytes: ...
     @property
-    def wiped(self) -> bool: ...
+    def wiped(self) -> bool:
+        """What it had on its disk, or acknowledged, is not there any more: the disk is new, or was damaged."""
+
     @property
     def callback_failed(self) -> str: ...
     @property
@@ -56,6 +58,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.incarnation = 0
+        self.opened: tuple[Group, int] | None = None
         self.term = 0
         self.commit = 0
         self.high_watermark = 0
@@ -88,12 +91,20 @@ class Invariants:
     def after_step(self, node: Watched) -> None:
         """Check everything that this node's step can have changed."""
         self.counts["checks"] += 1
+        with node.disk.calm():
+            try:
+                self._after_step(node)
+            except CorruptDataError:  # what this looks at was damaged
+                if not node.wiped:
+                    raise
+
+    def _after_step(self, node: Watched) -> None:
         group, replica = node.group, node.replica
         if node.callback_failed:
             raise Violation(f"a client of node {node.node_id}: {node.callback_failed}")
-        if replica is not None and replica.role is Role.FAILED:
+        if replica is not None and replica.role is Role.FAILED and not self._may_fail(node, replica.why):
             raise Violation(f"node {node.node_id} stopped itself: {replica.why}")
-        if group is None:
+        if group is None or group.role is Role.FAILED:
             return
         seen = self._seen[node.node_id]
         self._terms(node, group, seen)
@@ -104,12 +115,21 @@ class Invariants:
             seen.leads_term = 0
         self._commit(node, group, seen)
 
+    @staticmethod
+    def _may_fail(node: Watched, why: str) -> bool:
+        """Its disk failed: nothing else may stop a replica."""
+        return node.disk.errors > 0 and why.startswith(("its disk failed: ", "its files cannot be opened: "))
+
     def _terms(self, node: Watched, group: Group, seen: _Seen) -> None:
+        opened = (group, group.openings)
         if seen.incarnation != node.incarnation:
-            seen.incarnation = node.incarnation
+            seen.incarnation, seen.term, seen.opened = node.incarnation, 0, None
+        if seen.opened != opened:
+            seen.opened = opened
+            self.counts["replicas_reopened"] += group.openings > 1
             if group.commit_index > max(self.durable(node), default=0):
                 raise Violation(f"I6: node {node.node_id} restarts with commit {group.commit_index} beyond its disk")
-            seen.term = seen.commit = seen.high_watermark = seen.leads_term = seen.last = seen.log_start = 0
+            seen.commit = seen.high_watermark = seen.leads_term = seen.last = seen.log_start = 0
         if group.term < seen.term:
             raise Violation(f"I7: term of node {node.node_id} fell from {seen.term} to {group.term}")
         seen.term = group.term
@@ -192,7 +212,7 @@ class Invariants:
             return cached[1]
         entries: dict[int, int] = {}
         copying = disk.durable_bytes(f"{self._directory}/{MARK}") is not None  # may be thrown away again
-        for name in () if copying else disk.list(self._directory):
+        for name in () if copying else disk.names(self._directory):
             if name.endswith(".seg"):
                 self._walk(disk.durable_bytes(f"{self._directory}/{name}") or b"", entries)
         self._durable_cache[node.node_id] = (version, entries)
@@ -230,6 +250,11 @@ class Invariants:
     def on_send(self, source: NodeId, target: NodeId, message: peer_pb2.GroupMessage) -> None:
         """I7, I10, I11: nothing is on the wire before it is durable, and nothing else than frames."""
         node = self._nodes[source]
+        with node.disk.calm():
+            self._check_message(node, target, message)
+
+    def _check_message(self, node: Watched, target: NodeId, message: peer_pb2.GroupMessage) -> None:
+        source = node.node_id
         body = message.WhichOneof("body")
         if message.term > 0:
             term, voted_for = self._vote_on_disk(node)
@@ -282,7 +307,7 @@ class Invariants:
     def _check_acknowledgement(self, node: Watched, target: NodeId, message: peer_pb2.GroupMessage) -> None:
         durable = message.append_reply.durable_index
         entries = self.durable(node)
-        if durable and durable not in entries and durable > min(entries, default=0):
+        if durable and durable not in entries and durable > min(entries, default=0) and not node.wiped:
             raise Violation(f"I7: node {node.node_id} acknowledges {durable}, which is not on its disk")
         leader = self._nodes[target].group
         if leader is not None and leader.role is Role.LEADER and leader.term == message.term and durable:

@@ -46,6 +46,8 @@ class SimNode:
         self.disk = SimDisk(random.Random(rng.random()))
         self.speed = DiskSpeed()
         self.bound_directory = self.directory_id = self._new_directory()
+        self.damaged = False
+        """Some file of it is not what was written; until it was copied."""
         self.incarnation = 0
         self.reactor: SimReactor | None = None
         self.host: Host | None = None
@@ -82,7 +84,7 @@ class SimNode:
         assert self.reactor is not None
 
         def commit() -> None:
-            self.bound_directory = self.directory_id
+            self.bound_directory, self.damaged = self.directory_id, False
             done()
 
         self.reactor.call_at(self._simulator.now + 0.05 * self._rng.random(), commit)
@@ -119,8 +121,8 @@ class SimNode:
 
     @property
     def wiped(self) -> bool:
-        """The replica's vote is bound to a disk that is gone."""
-        return self.directory_id != self.bound_directory
+        """The replica's vote is bound to a disk that is gone, or damaged."""
+        return self.damaged or self.directory_id != self.bound_directory
 
     # ------------------------------------------------------------------ inside
     @property

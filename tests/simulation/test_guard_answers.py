@@ -3,14 +3,12 @@ one that fails when its measure is taken out (`mutants.py`)."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 
 import pytest
 
-from fluxd.core.entry import EntryKind, birth_frame, build_frame, read_stamp
+from fluxd.core.entry import EntryKind, Stamp, birth_frame, build_frame, read_stamp
 from fluxd.core.errors import InvariantViolation
-from fluxd.core.types import NodeId
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.proposal import Committed
 from fluxd.raft.spec import Role
@@ -157,9 +155,13 @@ def test_a_replica_whose_step_raises_stops() -> None:
     """The library changes its memory before it writes: after an error it must not go on."""
     lab = Lab()
     lab.elect(1)
-    lab.nodes[NodeId(2)].disk.fail_next("append", OSError(errno.ENOSPC, "disk full"), path=".seg")
+
+    def append(frame: bytes, stamp: Stamp | None = None) -> Stamp:
+        raise ValueError("a fault of the code")
+
+    lab[2].log.append = append  # type: ignore[method-assign]
     lab.propose(1, b"x")
-    with pytest.raises(Violation, match=r"node 2 stopped itself: .*disk full"):
+    with pytest.raises(Violation, match=r"node 2 stopped itself: ValueError: a fault of the code"):
         lab.run(1.0)
 
 

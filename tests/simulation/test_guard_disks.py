@@ -3,7 +3,6 @@ when its measure is taken out (`mutants.py`)."""
 
 from __future__ import annotations
 
-import errno
 import random
 from collections.abc import Callable, Sequence
 
@@ -17,7 +16,7 @@ from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, State, StateFile
 from fluxd.storage.log import PartitionLog
 from fluxlog.v1 import peer_pb2
 from tests.simulation.disk import Keep, SimDisk
-from tests.simulation.invariants import DIRECTORY, Violation
+from tests.simulation.invariants import DIRECTORY
 from tests.simulation.lab import Lab, outcome
 from tests.simulation.node import GROUP, VOTES
 
@@ -160,21 +159,6 @@ def test_a_checkpoint_that_names_other_entries_is_ignored() -> None:
         log = PartitionLog.open(disk, DIRECTORY, GROUP, 0, segment_bytes=1 << 20)
         assert (log.checkpoint is not None) is valid
         log.close()
-
-
-@pytest.mark.parametrize("path", [".seg", VOTES])
-def test_a_replica_whose_sync_fails_stops(path: str) -> None:
-    """What the disk holds is not known any more: it neither acknowledges nor votes."""
-    lab = Lab()
-    lab.elect(1)
-    lab.run(0.5)
-    lab.nodes[NodeId(2)].disk.fail_next("sync", OSError(errno.EIO, "bad disk"), path=path)
-    with pytest.raises(Violation, match=r"node 2 stopped itself: .*sync.*bad disk"):
-        if path == VOTES:
-            lab.kill(1)
-        else:
-            lab.propose(1, b"x")
-        lab.run(5.0)
 
 
 def _remove_votes(disk: SimDisk) -> None:

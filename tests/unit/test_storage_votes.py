@@ -52,7 +52,9 @@ def test_the_last_vote_of_each_group_holds(fs: FileSystem) -> None:
     assert votes.get(GROUP, 0) == Vote(term(1), A)
     assert votes.get(OTHER, 0) == Vote(term(7), B)
     assert votes.get(GROUP, 1) == Vote(term(1 << 32), None)
-    assert (votes.get(OTHER, 1), votes.dirty) == (None, False)
+    assert (votes.get(OTHER, 1), votes.dirty) == (None, True)
+    sync(votes)
+    assert not votes.dirty
 
 
 def test_a_missing_file_is_said(fs: FileSystem) -> None:
@@ -103,7 +105,10 @@ def test_a_torn_record_at_every_byte_is_cut(disk: SimDisk, zeros: bool) -> None:
         )
         opened = VoteFile.open(disk, "votes")
         assert opened.get(GROUP, 0) == Vote(term(1), A)
-        assert disk.durable_bytes("votes") == whole[:-RECORD_BYTES]
+        opened.put(OTHER, 0, term(1), B)
+        assert disk.current_bytes("votes").startswith(whole[: len(whole) - RECORD_BYTES + there]), "nothing behind it"
+        sync(opened)
+        assert (disk.durable_bytes("votes") or b"")[: len(whole) - RECORD_BYTES] == whole[:-RECORD_BYTES]
 
 
 def test_damage_is_not_a_torn_tail(disk: SimDisk) -> None:
@@ -124,6 +129,46 @@ def test_damage_is_not_a_torn_tail(disk: SimDisk) -> None:
     disk.set_bytes("votes", whole[:HEADER_BYTES] + second + first)
     with pytest.raises(VotesCorrupt, match="term falls from 2 to 1"):
         VoteFile.open(disk, "votes")
+
+
+def test_what_a_failed_sync_left_is_written_by_the_next_process(disk: SimDisk) -> None:
+    """It reads a vote that the disk does not have; a sync of that file would not bring it there."""
+    votes = VoteFile.create(disk, "votes")
+    votes.put(GROUP, 0, term(1), A)
+    disk.rng.random = lambda: 0.99  # type: ignore[method-assign]  # nothing reaches the disk, the cache keeps it
+    disk.fail_next("sync", OSError("bad disk"))
+    with pytest.raises(OSError, match="bad disk"):
+        run(votes.begin_sync().steps)
+    disk.kill()
+    votes = VoteFile.open(disk, "votes")
+    assert votes.get(GROUP, 0) == Vote(term(1), A)
+    assert votes.dirty
+    sync(votes)
+    disk.power_cut(Keep.NOTHING)
+    assert VoteFile.open(disk, "votes").get(GROUP, 0) == Vote(term(1), A)
+
+
+def test_a_failed_sync_or_append_forgets_nothing(disk: SimDisk) -> None:
+    """Votes stay in memory, and nothing is durable until all have been written anew."""
+    votes = VoteFile.create(disk, "votes")
+    votes.put(GROUP, 0, term(1), A)
+    job = votes.begin_sync()
+    votes.sync_failed(job, OSError("bad disk"))
+    disk.fail_next("append", OSError("full"))
+    votes.put(OTHER, 0, term(4), B)
+    assert (votes.synced_op, votes.trouble) == (0, "bad disk")
+    job = votes.begin_sync()
+    with pytest.raises(OSError, match="full"):
+        run(job.steps)
+    votes.sync_failed(job, OSError("full"))
+    votes.put(OTHER, 0, term(5), None)
+    sync(votes)
+    assert (votes.dirty, votes.trouble) == (False, "")
+    votes.put(OTHER, 0, term(5), A)
+    sync(votes)
+    disk.power_cut(Keep.NOTHING)
+    opened = VoteFile.open(disk, "votes")
+    assert (opened.get(GROUP, 0), opened.get(OTHER, 0)) == (Vote(term(1), A), Vote(term(5), A))
 
 
 def fill(votes: VoteFile) -> None:

@@ -11,12 +11,16 @@ _ELECTIONS = "fluxd/raft/elections.py"
 _OUTBOX = "fluxd/raft/outbox.py"
 _JOURNAL = "fluxd/raft/journal.py"
 _HOST = "fluxd/raft/host.py"
+_HEALING = "fluxd/raft/healing.py"
+_VOTE_SYNCING = "fluxd/raft/vote_syncing.py"
+_RECOVERY = "fluxd/storage/recovery.py"
 _OPENING = "fluxd/raft/opening.py"
 _LOG = "fluxd/storage/log.py"
 _SYNC = "fluxd/storage/sync.py"
 _VOTES = "fluxd/storage/votes.py"
 _HAZARDS = "tests/simulation/test_hazards.py::"
 _DISKS = "tests/simulation/test_guard_disks.py::"
+_ERRORS = "tests/simulation/test_disk_errors.py::"
 _STORAGE = "tests/unit/test_storage_log.py::"
 
 MUTANTS = (
@@ -159,20 +163,76 @@ MUTANTS = (
     Mutant(
         "c5-failed-sync",
         "C5 a replica whose sync fails stops",
-        (Edit(_HOST, 'group.fail(f"sync failed: {error}")\n                return', "pass"),),
-        guard=_DISKS + "test_a_replica_whose_sync_fails_stops[.seg]",
-    ),
-    Mutant(
-        "c5-failed-vote-sync",
-        "C5 a node whose votes cannot be synced takes no part",
         (
             Edit(
                 _HOST,
-                "                self._lose_votes(error)\n                return\n            for group",
-                "                pass\n            for group",
+                "                self._stop_group(group, error)\n                return\n",
+                "                pass\n",
             ),
         ),
-        guard=_DISKS + "test_a_replica_whose_sync_fails_stops[votes]",
+        guard=_ERRORS + "test_a_failed_sync_is_healed[2]",
+    ),
+    Mutant(
+        "c5-failed-vote-sync",
+        "C5 votes whose sync failed are not durable",
+        (
+            Edit(
+                _VOTE_SYNCING,
+                "                votes.sync_failed(job, error)\n"
+                "                self._failed(str(error))\n                return\n",
+                "                pass\n",
+            ),
+        ),
+        guard=_ERRORS + "test_votes_whose_sync_fails_once_are_written_anew",
+    ),
+    Mutant(
+        "c5-votes-anew",
+        "C5 after a failed sync all votes are written anew: another sync of the same file proves nothing",
+        (Edit(_VOTES, "self._unusable, self.trouble = True, str(error)\n\n    def _end", "pass\n\n    def _end"),),
+        guard=_ERRORS + "test_votes_whose_sync_fails_once_are_written_anew",
+    ),
+    Mutant(
+        "c5-votes-anew-at-open",
+        "C5 votes that a process finds are durable when it has written them itself",
+        (
+            Edit(_VOTES, "self._unusable = records > 0", "self._unusable = False"),
+            Edit(_VOTES, "opened._unusable = len(data) > HEADER_BYTES", "pass"),
+        ),
+        guard="tests/unit/test_storage_votes.py::test_what_a_failed_sync_left_is_written_by_the_next_process",
+    ),
+    Mutant(
+        "c5-heal-cuts",
+        "C5 after a failed sync what stands behind the last successful one counts as never written",
+        (
+            Edit(
+                _RECOVERY, "cut_at = mark.position if synced else self._verify(marked)", "cut_at = self._verify(marked)"
+            ),
+        ),
+        guard="tests/unit/test_storage_errors.py::test_what_can_be_read_but_was_not_synced_is_removed",
+    ),
+    Mutant(
+        "c5-heal-new-segment",
+        "C5 after a failed sync the log goes on in a new segment",
+        (Edit(_LOG, "log._sealed = after is not None", "pass"),),
+        guard=_ERRORS + "test_after_a_failed_sync_the_log_goes_on_in_a_new_segment",
+    ),
+    Mutant(
+        "c5-written-again",
+        "C5 what a process finds behind the sync mark is durable when it has written it itself",
+        (Edit(_RECOVERY, "        file.write_at(position, data)\n", ""),),
+        guard=_ERRORS + "test_what_a_failed_sync_left_in_the_cache_is_written_again_by_the_next_process",
+    ),
+    Mutant(
+        "c5-heal-room",
+        "C5 a replica without room comes back when there is more than the reserve",
+        (Edit(_HEALING, "(patient.needs_room and self._is_full())", "False"),),
+        guard=_ERRORS + "test_a_full_disk_takes_the_replica_offline_until_there_is_room",
+    ),
+    Mutant(
+        "c5-heal-damage",
+        "C5 a replica that finds its log damaged takes no part until it was copied",
+        (Edit(_HOST, 'self._set_aside(group, f"its log is damaged: {error}")', "pass"),),
+        guard=_ERRORS + "test_a_closed_segment_that_was_damaged_under_a_running_replica",
     ),
     # ------------------------------------------------------------------ lost disks
     Mutant(

@@ -1,0 +1,75 @@
+"""Has the votes of a node synced, and tries again when that fails.
+
+No vote is forgotten meanwhile: every message that reflects one that is not durable is held back by its group. When a
+second try has failed, too, the groups that wait are told (`stuck`), so that they say so; those whose votes are durable
+go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fluxd.core.runtime import Reactor
+from fluxd.raft.healing import Backoff
+from fluxd.storage.votes import VoteFile
+
+
+class VoteSyncing:
+    """See the module.
+
+    Args:
+        synced: more votes are durable.
+        stuck: votes could not be made durable, for this reason.
+    """
+
+    def __init__(
+        self, reactor: Reactor, votes: VoteFile, log_event: Callable[..., None], *,
+        synced: Callable[[], None], stuck: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._reactor, self._votes, self._log_event = reactor, votes, log_event
+        self._synced, self._stuck = synced, stuck
+        self._busy = self._stopped = False
+        self._failures = 0
+        self._backoff = Backoff()
+
+    def stop(self) -> None:
+        """Sync nothing more."""
+        self._stopped = True
+
+    def sync(self) -> None:
+        """Have what was put so far synced, unless that is under way."""
+        votes = self._votes
+        if self._busy or self._stopped or not votes.dirty:
+            return
+        job = votes.begin_sync()
+        self._busy = True
+
+        def done(error: BaseException | None) -> None:
+            if self._stopped:
+                return
+            if error is not None:
+                votes.sync_failed(job, error)
+                self._failed(str(error))
+                return
+            self._busy = False
+            votes.finish_sync(job)
+            if self._failures:
+                self._failures = 0
+                self._log_event("votes_synced_again")
+            self._synced()
+            self.sync()
+
+        self._reactor.run_blocking(job.steps, done)
+
+    def _failed(self, why: str) -> None:
+        """Once more at once: it may have passed; then with waits."""
+        self._failures += 1
+        self._log_event("votes_sync_failed", why=why, failures=self._failures)
+        if self._failures > 1:
+            self._stuck(why)
+        now = self._reactor.now()
+        self._reactor.call_at(now + (self._backoff.next(now) if self._failures > 1 else 0.0), self._again)
+
+    def _again(self) -> None:
+        self._busy = False
+        self.sync()
