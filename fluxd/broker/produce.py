@@ -8,9 +8,11 @@ came. A request waits for two things only, both bounded: an election that is und
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from crc32c import crc32c
 
@@ -20,7 +22,7 @@ from fluxd.broker.routes import LEADER_WAIT, Route, Routes
 from fluxd.core import limits
 from fluxd.core.batch import BatchInfo, batch_from_records, check_batch
 from fluxd.core.errors import FluxError, Reason
-from fluxd.core.runtime import Reactor
+from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import TOPIC_ID_BYTES, GroupId, NodeId, Offset
 from fluxd.raft.group import Group
 from fluxd.raft.proposal import Append, AppendResult, Committed
@@ -38,8 +40,7 @@ class _Hop:
     future: asyncio.Future[ProduceAnswer]
 
 
-@dataclass(frozen=True, slots=True)
-class ProduceCall:
+class ProduceCall(NamedTuple):
     """A ProduceRequest with its batch still encoded, and how it came."""
 
     topic: str
@@ -71,10 +72,38 @@ class Producing:
         """Requests that were passed on and are not answered, in their order."""
         routes.watch_leaders(self._leader_changed)
 
+    def start(self, call: ProduceCall, answered: Callable[[ProduceAnswer], None]) -> bool:
+        """Append one batch at once, where this node leads the partition and nothing has to be waited for first.
+
+        Args:
+            answered: called once, on the loop, perhaps before this returns: with the commit, or with an error, the
+                latest when the call's timeout is over.
+
+        Returns:
+            False when nothing was done and `answered` will not be called: `produce` is the way then.
+
+        Raises:
+            FluxError: REJECTED, and `answered` will not be called.
+        """
+        timeout_ms = _check_fields(call)
+        led = self._routes.led_here(call.topic, call.partition, call.topic_id)
+        if led is None:
+            return False
+        route, group = led
+        ticket = self._admission.admit(call.connection, len(call.raw) + limits.REQUEST_OVERHEAD_BYTES)
+        waiting = _Waiting(self._routes, route, timeout_ms, answered)
+        try:
+            self._submit(group, call, ticket, waiting.answer)
+        except FluxError:
+            ticket.release()
+            raise
+        waiting.limit(self._reactor)
+        return True
+
     async def produce(
         self, call: ProduceCall, turn: AbstractAsyncContextManager[object] | None = None
     ) -> log_pb2.ProduceResponse:
-        """Append one batch and wait until it is on disk on a majority.
+        """Append one batch, here or at its leader, and wait until it is on disk on a majority.
 
         Args:
             turn: held until the batch is on its way: keeps a stream's requests to one partition in order.
@@ -82,6 +111,10 @@ class Producing:
         Raises:
             FluxError: REJECTED or UNKNOWN, by its reason.
         """
+        if turn is None:
+            started: asyncio.Future[ProduceAnswer] = asyncio.get_running_loop().create_future()
+            if self.start(call, partial(_settle, started)):
+                return _value(await started)
         arrived = self._reactor.now()
         timeout_ms = _check_fields(call)
         ticket = self._admission.admit(call.connection, len(call.raw) + limits.REQUEST_OVERHEAD_BYTES)
@@ -104,9 +137,7 @@ class Producing:
         finally:
             if not handed_on:
                 ticket.release()
-        if isinstance(answer, FluxError):
-            raise self._routes.named(answer, route)
-        return answer
+        return _value(self._routes.named(answer, route) if isinstance(answer, FluxError) else answer)
 
     def _not_leader(self, route: Route) -> FluxError:
         error = FluxError(Reason.NOT_LEADER, f"node {self._routes.node_id} does not lead {route.name}")
@@ -114,13 +145,18 @@ class Producing:
 
     def _append(self, group: Group, call: ProduceCall, ticket: Ticket) -> asyncio.Future[ProduceAnswer]:
         """Check the batch and hand it to this node's own leader. The ticket is released when Raft has answered."""
-        batch, info = _checked(call, self._reactor.wall_ms())
         future: asyncio.Future[ProduceAnswer] = asyncio.get_running_loop().create_future()
+        self._submit(group, call, ticket, partial(_settle, future))
+        return future
+
+    def _submit(
+        self, group: Group, call: ProduceCall, ticket: Ticket, answered: Callable[[ProduceAnswer], None]
+    ) -> None:
+        batch, info = _checked(call, self._reactor.wall_ms())
 
         def done(result: AppendResult) -> None:
             ticket.release()
-            if not future.done():
-                future.set_result(self._response(result))
+            answered(self._response(result))
 
         group.submit(
             Append(
@@ -132,7 +168,6 @@ class Producing:
                 expected_offset=None if call.expected_offset is None else Offset(call.expected_offset),
             )
         )
-        return future
 
     def _pass_on(self, route: Route, node: NodeId, call: ProduceCall) -> asyncio.Future[ProduceAnswer]:
         """Hand the request to another node. It is given up, UNKNOWN, when that one has been replaced as the leader."""
@@ -181,10 +216,52 @@ class Producing:
             async with asyncio.timeout(max(0.0, seconds)):
                 return await future
         except TimeoutError:
-            return FluxError(
-                Reason.TIMEOUT,
-                f"{route.name} did not confirm the batch within {timeout_ms} ms; it may still be written",
-            )
+            return _timed_out(route, timeout_ms)
+
+
+class _Waiting:
+    """Passes on one answer: the commit's, or that it did not come in time."""
+
+    __slots__ = ("_answered", "_route", "_routes", "_timeout_ms", "_timer")
+
+    def __init__(
+        self, routes: Routes, route: Route, timeout_ms: int, answered: Callable[[ProduceAnswer], None]
+    ) -> None:
+        self._routes, self._route, self._timeout_ms = routes, route, timeout_ms
+        self._answered: Callable[[ProduceAnswer], None] | None = answered
+        self._timer: Timer | None = None
+
+    def limit(self, reactor: Reactor) -> None:
+        """Wait no longer than the timeout from now on."""
+        if self._answered is not None:
+            deadline = reactor.now() + self._timeout_ms / 1000
+            self._timer = reactor.call_at(deadline, lambda: self.answer(_timed_out(self._route, self._timeout_ms)))
+
+    def answer(self, answer: ProduceAnswer) -> None:
+        """The first one counts."""
+        answered, self._answered = self._answered, None
+        if answered is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        answered(self._routes.named(answer, self._route) if isinstance(answer, FluxError) else answer)
+
+
+def _settle(future: asyncio.Future[ProduceAnswer], answer: ProduceAnswer) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+def _value(answer: ProduceAnswer) -> log_pb2.ProduceResponse:
+    if isinstance(answer, FluxError):
+        raise answer
+    return answer
+
+
+def _timed_out(route: Route, timeout_ms: int) -> FluxError:
+    return FluxError(
+        Reason.TIMEOUT, f"{route.name} did not confirm the batch within {timeout_ms} ms; it may still be written"
+    )
 
 
 def _check_fields(call: ProduceCall) -> int:

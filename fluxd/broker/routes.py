@@ -107,6 +107,17 @@ class Routes:
             )
         return Route(known, partition, known.group_id(partition))
 
+    def led_here(self, topic: str, partition: int, topic_id: bytes) -> tuple[Route, Group] | None:
+        """As `lookup`, with this node's own replica, where that leads; None: it does not, or the topic is internal or
+        unknown.
+        """
+        try:
+            route = self.lookup(topic, partition, topic_id)
+        except FluxError:
+            return None
+        group = self.leading(route)
+        return None if group is None or route.topic.internal else (route, group)
+
     def is_current(self, route: Route) -> bool:
         """The partition has not been deleted since."""
         return self._cluster.topic_by_id(route.topic.topic_id) is not None

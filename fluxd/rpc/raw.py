@@ -66,6 +66,8 @@ _ProduceRequest, _StreamRequest = _build_raw_types()
 _BATCH_TAG = 0x1A  # ProduceRequest.batch
 _REQUEST_TAG = 0x12  # ProduceStreamRequest.request
 _FIXED_BYTES = {1: 8, 5: 4}
+_SMALL_BYTES = 4_096
+"""Up to this much is copied by the parser sooner than it is cut out."""
 
 
 def parse_produce(raw: bytes | memoryview, *, connection: str, forwarded: bool) -> ProduceCall:
@@ -118,8 +120,10 @@ def cut_out(data: bytes | memoryview, tag: int) -> tuple[bytes, memoryview | Non
 
     Returns:
         (the rest, the field's content); or (all of it, None) where the field is not there exactly once, or the bytes
-        are such that the parser should judge them.
+        are few or such that the parser should judge them.
     """
+    if len(data) <= _SMALL_BYTES:
+        return bytes(data), None
     view = memoryview(data)
     position, end = 0, len(data)
     found: tuple[int, int, int] | None = None

@@ -85,10 +85,15 @@ _PIECES = [
 ]
 
 
-@given(st.lists(st.sampled_from(_PIECES), max_size=5), st.integers(0, 3))
-def test_the_batch_that_is_cut_out_is_the_one_that_a_parser_finds(pieces: list[bytes], cut_off: int) -> None:
-    """Fields in any order, twice, unknown or cut off: the answer is the parser's."""
-    raw = b"".join(pieces)
+_LARGE = log_pb2.ProduceRequest(topic_id=bytes(5_000)).SerializeToString()
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=5), st.integers(0, 3), st.booleans())
+def test_the_batch_that_is_cut_out_is_the_one_that_a_parser_finds(
+    pieces: list[bytes], cut_off: int, is_large: bool
+) -> None:
+    """Fields in any order, twice, unknown or cut off: the answer is the parser's. Small requests are not cut at all."""
+    raw = b"".join([_LARGE, *pieces] if is_large else pieces)
     raw = raw[: max(0, len(raw) - cut_off)]
     plain = _ProduceRequest()
     try:

@@ -1,0 +1,136 @@
+"""One ProduceStream: what is appended at once, what waits, and that neither overtakes the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from fluxd.broker.admission import Admission
+from fluxd.broker.forward import ProduceAnswer
+from fluxd.broker.produce import ProduceCall, Producing
+from fluxd.core.errors import FluxError, Reason
+from fluxd.core.types import Offset, Term
+from fluxd.raft.proposal import Append, Committed
+from fluxd.rpc.produce_stream import ProduceStream
+from fluxlog.v1 import log_pb2
+from tests.unit.broker_fakes import Clock
+from tests.unit.broker_lone import batch, lone, produce_call
+
+
+def _request(number: int, topic: str = "solo", values: int = 1) -> bytes:
+    """An encoded ProduceStreamRequest."""
+    request = log_pb2.ProduceRequest.FromString(log_pb2.ProduceRequest(topic=topic).SerializeToString())
+    request.batch.ParseFromString(batch([b"v"] * values))
+    return log_pb2.ProduceStreamRequest(correlation_id=number, request=request).SerializeToString()
+
+
+async def _requests(*messages: bytes) -> AsyncIterator[bytes]:
+    for message in messages:
+        yield message
+
+
+async def _collect(stream: ProduceStream, requests: AsyncIterator[bytes]) -> list[log_pb2.ProduceStreamResponse]:
+    async with asyncio.timeout(20):
+        return [log_pb2.ProduceStreamResponse.FromString(data) async for data in stream.serve(requests)]
+
+
+def test_all_are_answered_before_the_stream_ends(tmp_path: Path) -> None:
+    """Offsets are in the order of the requests; an unknown topic, and bytes that are none, cost their request only."""
+
+    async def run() -> None:
+        async with lone(tmp_path) as node:
+            stream = ProduceStream(lambda: node.producing, "client", forwarded=False)
+            broken = log_pb2.ProduceStreamRequest(correlation_id=9).SerializeToString() + b"\x12\x01\xff"
+            requests = _requests(_request(1, values=2), broken, _request(2), _request(3, "nothing"), _request(4))
+            answers = {answer.correlation_id: answer for answer in await _collect(stream, requests)}
+            assert [answers[number].committed.base_offset for number in (1, 2, 4)] == [0, 2, 3]
+            assert answers[3].error.reason == Reason.UNKNOWN_TOPIC.value
+            assert answers[9].error.reason == Reason.INVALID_ARGUMENT.value
+            assert len(answers) == 5
+            assert node.admission.bytes_admitted == 0
+
+    asyncio.run(run())
+
+
+class _Election:
+    """Serves topic "a" at once, and any other when its leader is there."""
+
+    def __init__(self) -> None:
+        self.elected = asyncio.Event()
+        self.order: list[tuple[str, int]] = []
+
+    def start(self, call: ProduceCall, answered: Callable[[ProduceAnswer], None]) -> bool:
+        """As `Producing.start`."""
+        if call.topic != "a" and not self.elected.is_set():
+            return False
+        self.order.append((call.topic, call.base_sequence))
+        answered(log_pb2.ProduceResponse(base_offset=len(self.order)))
+        return True
+
+    async def produce(self, call: ProduceCall, turn: Any) -> log_pb2.ProduceResponse:
+        """As `Producing.produce`."""
+        async with turn:
+            await self.elected.wait()
+            self.order.append((call.topic, call.base_sequence))
+            await asyncio.sleep(0)
+        return log_pb2.ProduceResponse(base_offset=len(self.order))
+
+
+def test_nothing_overtakes_what_waits_for_a_leader() -> None:
+    """Requests of a partition stay in order when its leader is known in the middle of them; others go on meanwhile,
+    and once none waits the partition is served at once again."""
+
+    async def run() -> None:
+        producing = _Election()
+
+        def numbered(topic: str, sequence: int) -> bytes:
+            request = log_pb2.ProduceRequest(topic=topic, base_sequence=sequence)
+            return log_pb2.ProduceStreamRequest(correlation_id=sequence, request=request).SerializeToString()
+
+        async def requests() -> AsyncIterator[bytes]:
+            yield numbered("b", 1)
+            yield numbered("b", 2)
+            yield numbered("a", 3)
+            await asyncio.sleep(0)
+            producing.elected.set()
+            yield numbered("b", 4)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            yield numbered("b", 5)
+            assert producing.order[-1] == ("b", 5), "served as it was read"
+
+        stream = ProduceStream(lambda: cast(Producing, producing), "client", forwarded=False)
+        answers = await _collect(stream, requests())
+        assert sorted(answer.correlation_id for answer in answers) == [1, 2, 3, 4, 5]
+        assert [sequence for topic, sequence in producing.order if topic == "b"] == [1, 2, 4, 5]
+        assert producing.order[0] == ("a", 3)
+
+    asyncio.run(run())
+
+
+def test_a_commit_that_does_not_come_is_a_timeout() -> None:
+    """UNKNOWN when the call's timeout is over; the commit that comes later is not told, but frees its place."""
+    clock, admission = Clock(), Admission()
+    submitted: list[Append] = []
+    answers: list[ProduceAnswer] = []
+    route = SimpleNamespace(name="t-0")
+    routes = SimpleNamespace(
+        watch_leaders=lambda _: None,
+        led_here=lambda *_: (route, SimpleNamespace(submit=submitted.append)),
+        named=lambda error, _: error,
+        own_hint=lambda _: log_pb2.LeaderHint(),
+    )
+    producing = Producing(clock.reactor, cast(Any, routes), cast(Any, None), admission)
+    assert producing.start(produce_call("t", batch([b"v"]), timeout_ms=500), answers.append)
+    clock.advance(0.49)
+    assert not answers
+    clock.advance(0.02)
+    (answer,) = answers
+    assert isinstance(answer, FluxError)
+    assert answer.reason is Reason.TIMEOUT
+    assert admission.bytes_admitted > 0
+    submitted[0].done(Committed(Offset(0), 1, Term(1), 2))
+    assert (len(answers), admission.bytes_admitted) == (1, 0)
