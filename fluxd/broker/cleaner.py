@@ -1,8 +1,8 @@
 """Retention: each leader looks at its own partitions now and then and moves their log start, by age and by size.
 
 What goes is decided in `core/retention.py` from summaries of the segments; the leader proposes it to the group, and
-every replica lets go of the same records. Whether anybody has read them plays no part. The cluster's own topics are
-kept whole: their state is read from the beginning.
+every replica lets go of the same records. Whether anybody has read them plays no part, nor whether a replica is away:
+it copies what is left when it is back. The cluster's own topics are not looked at.
 """
 
 from __future__ import annotations
@@ -56,10 +56,9 @@ class Cleaner:
         self.start()
 
     def _clean(self, name: str, group: Group, policy: RetentionPolicy) -> None:
-        wanted = retained_from(
+        start = retained_from(
             group.log.segment_summaries(), policy, now_ms=self._reactor.wall_ms(), high_watermark=group.high_watermark
         )
-        start = Offset(min(wanted, group.trim_limit))  # further as soon as all replicas have it
         if start > group.log_start_offset:
             group.trim(start, lambda error: _tell(name, start, error))
 

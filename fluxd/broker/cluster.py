@@ -312,9 +312,10 @@ class ClusterView:
         return self.leader(METADATA_GROUP)
 
     def attach(self, group: Replica) -> None:
-        """Tell the watchers when the leader of one of this node's groups changes."""
+        """Tell the watchers when the leader of one of this node's groups changes: from now on, and that it has."""
         group_id = group.group_id
         group.on_role.append(lambda: self._changed(group_id))
+        self._changed(group_id)
 
     def watch_leaders(self, callback: Callable[[GroupId], None]) -> Callable[[], None]:
         """Call whenever what is known of a partition's leader may have changed. Returns how to end that."""

@@ -72,7 +72,7 @@ class LogTrimming:
             self._log.propose(chunk, done)
 
     def _trim(self) -> None:
-        """As soon as every replica has it on its disk: until then it is tried in each round."""
+        """Where that is refused, or unknown, it is tried again in the next round."""
         offset, partition = self._written, str(self._log.replica.group_id)
 
         def done(error: FluxError | None) -> None:

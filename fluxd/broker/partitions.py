@@ -25,6 +25,7 @@ from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC_ID, GroupId
 from fluxd.observability import get_logger
 from fluxd.raft.group import Group
 from fluxd.raft.spec import GroupSpec
+from fluxd.storage.copies import COPIES
 from fluxd.storage.directory import PARTITIONS, DataDirectory
 
 log = get_logger()
@@ -96,7 +97,8 @@ class Partitions:
         self._open_some()
 
     def reopened(self, replica: Replica) -> None:
-        """A replica was copied: for `Host.on_reopened`. Its topic may have been altered meanwhile."""
+        """A copy has become a replica: for `Host.on_reopened`. Its topic may have been altered meanwhile."""
+        self._view.attach(replica)
         topic = self._image.topics.get(replica.group_id.topic_id)
         if topic is not None:
             self._configure(topic)
@@ -134,8 +136,10 @@ class Partitions:
 
     def _remove(self, name: str) -> None:
         # Power lost half way leaves a rest, which the deletion in the metadata log explains at the next start.
-        self._directory.fs.remove_tree(f"{PARTITIONS}/{name}")
-        self._directory.fs.sync_directory(PARTITIONS)
+        for parent in (COPIES, PARTITIONS):
+            if self._directory.fs.exists(f"{parent}/{name}"):
+                self._directory.fs.remove_tree(f"{parent}/{name}")
+                self._directory.fs.sync_directory(parent)
 
     def _blocking(self, event: str, name: str, work: Callable[[], object]) -> None:
         def step() -> None:

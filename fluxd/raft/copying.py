@@ -1,10 +1,11 @@
-"""Copying to a replica that takes no part, because its disk was lost or its log is damaged.
+"""Copying to a replica that takes no part, because its disk was lost or its log is damaged; and to one that takes part,
+but whose leader no longer has what it needs next (`beside`).
 
-A durable mark precedes the first byte: while it is there the directory is no replica's, whatever else is in it. What
-was there before is set aside as it is. Then the leader's snapshot and its committed entries are asked for piece by
-piece, one request at a time and no faster than limits.COPY_BYTES_PER_SECOND; each piece is synced before the next is
-asked for. A request that is not answered is repeated, at whoever leads by then. After a restart the copy goes on where
-it was.
+One that takes no part: a durable mark precedes the first byte: while it is there the directory is no replica's,
+whatever else is in it. What was there before is set aside as it is. Then the leader's snapshot and its committed
+entries are asked for piece by piece, one request at a time and no faster than limits.COPY_BYTES_PER_SECOND; each piece
+is synced before the next is asked for. A request that is not answered is repeated, at whoever leads by then. After a
+restart the copy goes on where it was.
 
 When everything is there that the leader had committed, it is asked for the admission (`Leading.admit`), and what was
 committed until then is copied too. The vote in the term of the admission is spent and made durable; then the replica's
@@ -19,6 +20,10 @@ candidates was for terms that ended before; and what it still may have on its wa
 Power lost before the mark is durable: what was there before is here or set aside; the copy begins again. Before the
 mark is removed durably: a piece of the log or all of it, perhaps the vote, perhaps the binding; the copy goes on, and
 asks to be admitted again. After that: a replica that was admitted takes part.
+
+One that is only behind keeps its log, its term and its vote, and goes on voting and answering; nothing has to be
+admitted. What it needs is copied beside its log, as far as the leader had it committed when the copy began, and then
+takes the log's place (`catching_up.py`, `storage/copies.py`).
 """
 
 from __future__ import annotations
@@ -56,22 +61,34 @@ class CopyContext:
     log_event: Callable[..., None]
     sync_votes: Callable[[], None]
     """Have the votes synced soon; `Copying.on_votes_synced` follows."""
-    bind: Callable[[GroupSpec, Callable[[], None]], None]
-    """Commit that the replica's vote is bound to this node's directory, then call back."""
+    bind: Callable[[GroupSpec, Callable[[], None]], None] | None
+    """Commit that the replica's vote is bound to this node's directory, then call back; None: it never has to be."""
     finished: Callable[[], None]
-    """The replica can be opened."""
+    """The replica can be opened; or, beside: the copy can take the log's place."""
+    disk_full: Callable[[], bool] = lambda: False
+    """Only the reserve of free space is left: nothing is copied meanwhile."""
 
 
 class Copying:
-    """The copy of one replica. `start` begins, `close` ends it."""
+    """The copy of one replica. `start` begins, `close` ends it.
 
-    def __init__(self, spec: GroupSpec, context: CopyContext) -> None:
-        self._spec, self._context = spec, context
-        self._directory = f"partitions/{spec.group_id.directory_name}"
+    Args:
+        beside: the replica takes part; its log stays where it is.
+
+    Attributes:
+        first: index and term of the copy's first entry, when it is finished.
+    """
+
+    def __init__(self, spec: GroupSpec, context: CopyContext, *, beside: bool = False) -> None:
+        self._spec, self._context, self._beside = spec, context, beside
+        self.first: tuple[RaftIndex, Term] | None = None
         self._log: PartitionLog | None = None
         self._busy = True
         """A blocking step is under way, or an error is being waited out."""
+        self._working = False
+        """A blocking step is under way."""
         self._closed = False
+        self._when_idle: Callable[[], None] = lambda: None
         self._leader: tuple[int, NodeId] | None = None
         self._nonce = 0
         self._timer: Timer | None = None
@@ -80,6 +97,9 @@ class Copying:
         """Of the leader's log; 0: not known yet."""
         self._commit_index = 0
         """The highest that a leader told."""
+        self._goal = 0
+        """Beside: how far the copy goes at least; 0: not known yet. It falls when another leader knows of less: that
+        one may be waiting for this replica."""
         self._snapshot_index = 0
         self._snapshot = bytearray()
         self._admitted: tuple[Term, RaftIndex, NodeId] | None = None
@@ -103,32 +123,46 @@ class Copying:
         self._busy = True
         if self._leader is None:
             return
-        found: list[PartitionLog | None] = []
+        found: list[tuple[PartitionLog | None, RaftIndex]] = []
 
         def prepare() -> None:
-            found.append(copies.open_or_begin(self._context.fs, self._spec.group_id, self._spec.generation))
+            spec, fs, beside = self._spec, self._context.fs, self._beside
+            log = copies.open_or_begin(
+                fs, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes, beside=beside
+            )
+            found.append((log, copies.index_wanted(fs, spec.group_id, beside=beside)))
 
         def prepared() -> None:
-            self._log = found[0]
+            self._log, self._snapshot_index = found[0]
             self._ask()
 
         self._blocking([prepare], prepared)
 
-    def close(self) -> None:
-        """Stop; what was copied stays for the next time."""
+    def close(self, when_idle: Callable[[], None] | None = None) -> None:
+        """Stop; what was copied stays for the next time.
+
+        Args:
+            when_idle: called when no step is under way any more, perhaps at once.
+        """
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._log is not None:
             self._log.close()
             self._log = None
+        if when_idle is not None:
+            self._when_idle = when_idle
+            if not self._working:
+                when_idle()
 
     def _blocking(self, steps: list[Callable[[], None]], then: Callable[[], None]) -> None:
         """Run steps of the disk; nothing else happens meanwhile. An error begins the copy again, a little later."""
-        self._busy = True
+        self._busy = self._working = True
 
         def done(error: BaseException | None) -> None:
+            self._working = False
             if self._closed:
+                self._when_idle()
                 return
             if error is not None:
                 self._begin_again(f"{type(error).__name__}: {error}")
@@ -144,7 +178,7 @@ class Copying:
             self._log.close()
         self._log, self._admitted, self._vote_op = None, None, None
         self._busy = True
-        self._first_index = self._snapshot_index = 0
+        self._first_index = self._snapshot_index = self._goal = 0
         self._snapshot.clear()
         self._at(_AGAIN_AFTER, self.start)
 
@@ -153,10 +187,11 @@ class Copying:
         if self._log is not None:
             self._log.close()
         self._log, self._admitted = None, None
-        self._first_index = self._snapshot_index = 0
+        self._first_index = self._snapshot_index = self._goal = 0
         self._snapshot.clear()
         self._context.log_event("copy_began_anew", group=str(self._spec.group_id), why=why)
-        self._blocking([lambda: copies.begin(self._context.fs, self._spec.group_id)], self._ask)
+        spec = self._spec
+        self._blocking([lambda: copies.begin(self._context.fs, spec.group_id, beside=self._beside)], self._ask)
 
     def _at(self, seconds: float, action: Callable[[], None]) -> None:
         if self._timer is not None:
@@ -175,7 +210,7 @@ class Copying:
             self._at(wait, self._ask)
             return
         self._at(limits.COPY_RETRY, self._ask)
-        if self._leader is None:
+        if self._leader is None or self._context.disk_full():
             return
         message = peer_pb2.GroupMessage(
             topic_id=self._spec.group_id.topic_id,
@@ -183,11 +218,12 @@ class Copying:
             generation=self._spec.generation,
         )
         request = message.copy_request
-        request.leader_term = self._leader[0]
+        request.leader_term, request.behind = self._leader[0], self._beside
         self._nonce = request.nonce = int(reactor.random() * (1 << 53)) + 1
         if self._log is not None:
             request.next_index = self._log.last_index + 1
-            request.admit = self._admitted is None and self._log.last_index >= self._commit_index > 0
+            whole = self._log.last_index >= self._commit_index > 0
+            request.admit = whole and self._admitted is None and not self._beside
         elif self._first_index:
             request.next_index = self._first_index
         else:
@@ -200,12 +236,13 @@ class Copying:
             return
         body = message.WhichOneof("body")
         if body == "append_entries":
-            self._leader_heard(message.term, peer)
+            self.leader_heard(message.term, peer)
         elif body == "copy_reply" and message.copy_reply.nonce == self._nonce and not self._busy:
             self._nonce = 0
             self._take(peer, message)
 
-    def _leader_heard(self, term: int, peer: NodeId) -> None:
+    def leader_heard(self, term: int, peer: NodeId) -> None:
+        """Whom to ask: the newest leader."""
         known = self._leader
         if known is None or term > known[0]:
             self._leader = (term, peer)
@@ -219,6 +256,8 @@ class Copying:
         reply, size = message.copy_reply, message.ByteSize()
         self._not_before = self._context.reactor.now() + size / limits.COPY_BYTES_PER_SECOND
         self._commit_index = max(self._commit_index, reply.commit_index)
+        known = self._goal and self._log is not None
+        self._goal = min(self._goal, reply.commit_index) if known else reply.commit_index
         if reply.admitted:
             self._admitted = (Term(message.term), RaftIndex(reply.admitted_index), peer)
             self._go_on()
@@ -228,6 +267,8 @@ class Copying:
             self._from_the_start(f"the leader's log begins with entry {reply.first_index} now")
         elif reply.frames:
             self._take_frames(list(reply.frames))
+        elif self._beside and self._log is not None and self._log.last_index < self._snapshot_index:
+            self._from_the_start("the leader does not know as committed what the snapshot of another one is of")
         else:
             self._not_before = self._context.reactor.now() + _NOTHING_NEW
             self._go_on()
@@ -261,7 +302,7 @@ class Copying:
             created.append(
                 copies.create_log(
                     self._context.fs, self._spec.group_id, self._spec.generation, frames[0], snapshot=snapshot,
-                    segment_bytes=self._spec.segment_bytes,
+                    segment_bytes=self._spec.segment_bytes, beside=self._beside,
                 )
             )  # fmt: skip
 
@@ -295,10 +336,13 @@ class Copying:
 
         self._blocking(job.steps, synced)
 
-    # ------------------------------------------------------------------ the admission
+    # ------------------------------------------------------------------ the end
     def _go_on(self) -> None:
         log = self._log
-        if log is not None and self._admitted is not None and log.synced_index >= self._admitted[1]:
+        if self._beside and log is not None and log.synced_index >= max(self._goal, self._snapshot_index, 1):
+            self.first = (log.first_index, log.term_at(log.first_index))
+            self.close(self._context.finished)
+        elif log is not None and self._admitted is not None and log.synced_index >= self._admitted[1]:
             self._spend_vote()
         else:
             self._ask()
@@ -319,6 +363,7 @@ class Copying:
         """More of the node's votes is durable."""
         if self._vote_op is None or self._context.votes.synced_op < self._vote_op or self._busy or self._closed:
             return
+        assert self._context.bind is not None
         self._busy = True
         self._context.bind(self._spec, self._bound)
 

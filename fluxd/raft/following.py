@@ -40,6 +40,8 @@ class Following:
         self._reported = 0
         self.reply_by = NEVER_DUE
         """When the leader is owed a reply that is held back until a sync has something to say."""
+        self.is_behind = False
+        """A leader's log began behind this one when it was heard last, or perhaps before the start."""
 
     def on_append(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         """An AppendEntries of a current or newer term (the guard has checked)."""
@@ -100,6 +102,9 @@ class Following:
     def _accept(self, peer: NodeId, message: peer_pb2.GroupMessage, entries: list[tuple[bytes, Stamp]]) -> None:
         append, guard = message.append_entries, self._guard
         log = guard.journal.log
+        if self.is_behind:
+            self.is_behind = False
+            guard.on_connected()
         verified = append.previous_index + len(entries)
         known = 0
         while known < len(entries):
@@ -165,7 +170,11 @@ class Following:
         reply.append_reply.success = False
         reply.append_reply.next_index = next_index
         reply.append_reply.last_index = log.last_index
+        reply.append_reply.behind = append.at_log_start
         guard.outbox.send(peer, reply)
+        if append.at_log_start:
+            self.is_behind = True
+            guard.on_behind(message.term, peer)
 
     def _report(self, peer: NodeId) -> None:
         guard = self._guard

@@ -20,6 +20,7 @@ from fluxd.core.producers import DuplicateCommitted, DuplicatePending, ProducerT
 from fluxd.core.types import METADATA_GROUP, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.context import GroupContext
+from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.proposal import Append, AppendResult, Committed
@@ -50,6 +51,9 @@ class Group(Standing):
         self.spec, self._context = spec, context
         self._node_id, self._transport = context.node_id, context.transport
         self.group_id, self.generation, self.voters = spec.group_id, spec.generation, spec.voters
+        self.copying: Copying | None = None
+        """What is done when the leader no longer has what this replica needs next (`catching_up.py`)."""
+        self._why = ""
         self.on_commit: list[Callable[[], None]] = []
         self.on_role: list[Callable[[], None]] = []
         self.openings = 0
@@ -218,8 +222,8 @@ class Group(Standing):
     def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None:
         """Move the log start; `done` is called exactly once, with None when that is committed.
 
-        REJECTED: not the leader, no quorum, an offset behind the high watermark, or one that a replica has not yet on
-        its disk: what it lacks could not be sent to it any more.
+        REJECTED: not the leader, no quorum, an offset behind the high watermark. A replica that lacks what goes is not
+        waited for: it copies what is left.
         """
         error = self._refusal(0)
         if error is None and log_start_offset > self.high_watermark:
@@ -228,21 +232,11 @@ class Group(Standing):
                 f"offset {log_start_offset} is behind the high watermark {self.high_watermark} of {self.group_id}",
                 metadata={"high_watermark": str(self.high_watermark)},
             )
-        if error is None and log_start_offset > max(self.trim_limit, self.log_start_offset):
-            error = FluxError(
-                Reason.REPLICA_OFFLINE, f"a replica of {self.group_id} does not have offset {log_start_offset} yet"
-            )
         if error is not None:
             done(error)
             return
         self.trimming.ask(log_start_offset, lambda error: self._call(done, error))
         self._context.wake(self)
-
-    @property
-    def trim_limit(self) -> Offset:
-        """How far a leader may move the log start: all replicas have what is before it on disk (see `head.py`)."""
-        index = self.guard.leading.everywhere_on_disk
-        return self.log.next_offset_at(index) if index >= self.log.first_index else Offset(0)
 
     def _propose_trim(self, log_start_offset: Offset) -> None:
         log = self.log
@@ -415,6 +409,17 @@ class Group(Standing):
         self.guard.leading.tell_commit()
         self._notice_leader()
 
+    def lacks(self, index: RaftIndex, term: Term) -> bool:
+        """A committed entry is neither in this log nor trimmed from it: then no entry from there on in it is committed,
+        nor can be.
+        """
+        log = self.log
+        if index < log.first_index or (index <= log.last_index and log.term_at(index) == term):
+            return False
+        if index <= self.guard.commit_index:
+            raise InvariantViolation(f"{self.group_id}: entry {index}@{term} of a copy conflicts with a committed one")
+        return True
+
     def on_trimmed(self) -> None:
         """The log's head is gone; `step` follows."""
         self._context.enter()
@@ -476,7 +481,7 @@ class Group(Standing):
         self.log.close()
 
     def _end(self, why: str, answer: str) -> None:
-        self._failed, self.why = True, why
+        self._failed, self._why = True, why
         self._leadership_ended(answer)
         self.guard.leading.end()
         for listener in tuple(self.on_role):

@@ -69,6 +69,11 @@ class Guard(LibraryTransport):
         self.counters: Counter[str] = Counter()
         self.on_copy_request: Callable[[NodeId, peer_pb2.GroupMessage], None] = lambda peer, message: None
         self.on_copy_reply: Callable[[NodeId, peer_pb2.GroupMessage], None] = lambda peer, message: None
+        self.on_copy_piece: Callable[[NodeId, peer_pb2.GroupMessage], None] = lambda peer, message: None
+        self.on_behind: Callable[[int, NodeId], None] = lambda term, leader: None
+        """The log of the leader of a term begins behind this replica's."""
+        self.on_connected: Callable[[], None] = lambda: None
+        """A leader's log goes on from this replica's, which was behind."""
         self.outbox = Outbox(
             group, generation, transport, term=lambda: self.raft.raftCurrentTerm, votes_durable=self.votes_durable
         )
@@ -224,6 +229,7 @@ class Guard(LibraryTransport):
             self.on_copy_request(peer, message)
         elif body == "copy_reply":
             self.on_copy_reply(peer, message)
+            self.on_copy_piece(peer, message)
         else:
             self.count("unknown_body")
 

@@ -18,6 +18,7 @@ from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft import library
+from fluxd.raft.catching_up import CatchingUp
 from fluxd.raft.context import GroupContext
 from fluxd.raft.copying import CopyContext, Copying
 from fluxd.raft.group import Group
@@ -102,6 +103,10 @@ class Host:
         self._grace_until = self._alive_at
         self._stopped = False
         self._disk_full, self._disk_check_at = False, 0.0
+        self._catching_up = CatchingUp(
+            reactor, fs, context=self._copy_context, replace=self._replace,
+            is_busy=lambda group: self._in_use(group.group_id),
+        )  # fmt: skip
         self._reactor.call_at(self._alive_at + _ALIVE_EVERY, self._alive)
 
     # ------------------------------------------------------------------ open and close
@@ -161,7 +166,9 @@ class Host:
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
             enter=self._enter, read_failed=self._leaving.read_failed, disk_full=lambda: self._disk_full,
         )  # fmt: skip
-        return Group(spec, opened.log, opened.producers, opened.log_start, context)
+        group = Group(spec, opened.log, opened.producers, opened.log_start, context)
+        self._catching_up.watch(group, begun=opened.copy_begun)
+        return group
 
     def _note_opened(self, spec: GroupSpec, opened: Opened) -> None:
         opened.log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
@@ -183,15 +190,9 @@ class Host:
 
     def _repair(self, offline: OfflineGroup) -> None:
         """Begin to copy."""
-        spec = offline.spec
-        if not self._can_copy(spec):
+        if not self._can_copy(offline.spec):
             return
-        assert self.bind is not None and self._votes is not None
-        context = CopyContext(
-            self._reactor, self._fs, self._transport, self._votes, self._log_event,
-            sync_votes=self._sync_votes, bind=self.bind, finished=lambda: self._reopen(offline),
-        )  # fmt: skip
-        offline.copying = Copying(spec, context)
+        offline.copying = Copying(offline.spec, self._copy_context(lambda: self._reopen(offline)))
         offline.copying.start()
 
     def _set_aside(self, group: Group, why: str) -> None:
@@ -202,6 +203,7 @@ class Host:
         offline = self.groups[group_id] = OfflineGroup(group.spec, Damaged(why))
         offline.on_role = group.on_role
         self._log_event("replica_unadmitted", group=str(group_id), why=why)
+        self._catching_up.close(group)
         group.close()
 
         def repair() -> None:
@@ -218,6 +220,21 @@ class Host:
         wait = self._backoffs.setdefault(offline.group_id, Backoff()).next(now)
         self._reactor.call_at(now + wait, lambda: self._reopen(offline))
 
+    def _copy_context(self, finished: Callable[[], None]) -> CopyContext:
+        assert self._votes is not None
+        return CopyContext(
+            self._reactor, self._fs, self._transport, self._votes, self._log_event, sync_votes=self._sync_votes,
+            bind=self.bind, finished=finished, disk_full=lambda: self._disk_full,
+        )  # fmt: skip
+
+    def _replace(self, group: Group, decide: Callable[[], None]) -> None:
+        """A replica stops; a blocking step decides what is its log from now on; whatever that is then is opened."""
+        self._log_event("log_replaced", group=str(group.group_id), last_index=group.log.last_index)
+        offline = OfflineGroup(group.spec, "its log is being replaced by a copy of the leader's")
+        self.close(group.group_id)
+        self.groups[group.group_id] = offline
+        self._reactor.run_blocking([decide], lambda error: self._reopen(offline))
+
     def _reopen(self, offline: OfflineGroup) -> None:
         """What is on the disk now is this node's replica: a copy is finished, or an error may have passed."""
         spec = replace(offline.spec, bound_directory=self.directory_id)
@@ -229,9 +246,6 @@ class Host:
                 self.close(spec.group_id)  # the partition was deleted meanwhile
                 return
             self._reopening.discard(spec.group_id)
-            replica.on_role += offline.on_role
-            for listener in tuple(replica.on_role):
-                listener()
             self.on_reopened(replica)
 
         self._reopening.add(spec.group_id)
@@ -249,6 +263,7 @@ class Host:
         if timer is not None:
             timer[1].cancel()
         if isinstance(replica, Group):
+            self._catching_up.close(replica)
             replica.close()
         elif replica is not None and replica.copying is not None:
             replica.copying.close()
@@ -367,6 +382,7 @@ class Host:
     def _opened_again(self, group: Group, opened: Opened) -> None:
         self._note_opened(group.spec, opened)
         group.reopen(opened.log, opened.producers, opened.log_start)
+        self._catching_up.watch(group, begun=opened.copy_begun)
         self.wake(group)
 
     def _votes_stuck(self, why: str) -> None:

@@ -135,6 +135,7 @@ class Leading:
         append.previous_index = previous
         append.previous_term = guard.journal.log.term_at(RaftIndex(previous))
         append.commit_index = guard.journal.commit_index
+        append.at_log_start = previous == guard.journal.log.first_index > 1
         progress.heartbeat_at, progress.probe = guard.now() + limits.HEARTBEAT_INTERVAL, False
         progress.commit_sent = max(progress.commit_sent, min(append.commit_index, previous + len(frames)))
         return guard.outbox.send(peer, message, frames)
@@ -156,12 +157,6 @@ class Leading:
         for peer, progress in self.progress.items():
             if progress.next_index <= first_index:
                 self._rewind(peer, progress, first_index + 1)
-
-    @property
-    def everywhere_on_disk(self) -> RaftIndex:
-        """Every replica has the log up to here on its disk, this node included; 0: not known of all."""
-        others = min((p.match for peer, p in self.progress.items() if peer != DISK_PEER), default=_ALL)
-        return RaftIndex(min(others, self._guard.journal.log.synced_index))
 
     def _rewind(self, peer: NodeId, progress: Progress, next_index: int) -> None:
         next_index = max(next_index, self._guard.journal.log.first_index + 1)  # the library asks for a snapshot else
@@ -200,6 +195,9 @@ class Leading:
                 )
             progress.acknowledged(reply.received_index, reply.durable_index, log_end_index=log.last_index, now=now)
             self._guard.inject_neutral(peer)
+            if progress.is_behind:  # no more: it has a copy, up to about there
+                progress.is_behind = False
+                progress.rewind_to = min(reply.last_index, log.last_index) + 1
             if progress.rewind_to:
                 # Only now, since the library takes any of these messages for a sign of life:
                 # rewinding a follower that does not
@@ -213,6 +211,9 @@ class Leading:
             self._guard.inject_neutral(peer)
         else:
             self._rewind(peer, progress, min(max(reply.next_index, progress.match + 1), log.last_index + 1))
+            progress.is_behind = reply.behind
+            if reply.behind:
+                self._guard.hide(peer)  # entries would be refused; heartbeats go on
         self._finish_reads()
 
     def give(self, peer: NodeId) -> None:

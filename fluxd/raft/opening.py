@@ -14,7 +14,7 @@ from fluxd.core.log_start import LogStart
 from fluxd.core.producers import ProducerTable, items_of_frame
 from fluxd.core.types import RaftIndex
 from fluxd.raft.spec import GroupSpec
-from fluxd.storage.copies import is_being_copied
+from fluxd.storage import copies
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog
@@ -30,6 +30,8 @@ class Opened:
     log_start: LogStart
     snapshot_index: RaftIndex
     """What the last snapshot covers."""
+    copy_begun: bool = False
+    """There is something of a copy beside the log."""
 
 
 class Damaged(str):
@@ -51,7 +53,8 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool, after: Syn
     log: PartitionLog | None = None
     why: str
     try:
-        if is_being_copied(fs, spec.group_id):
+        copies.finish_replacing(fs, spec.group_id)
+        if copies.is_being_copied(fs, spec.group_id):
             return Damaged("its copy is not finished")
         try:
             log = PartitionLog.open(
@@ -61,7 +64,7 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool, after: Syn
             if has_voted:
                 return Damaged(f"its log is missing although it has voted: {error}")
             log = PartitionLog.create(fs, directory, spec.group_id, spec.generation, segment_bytes=spec.segment_bytes)
-        return Opened(log, *_replay(log))
+        return Opened(log, *_replay(log), copies.is_beside(fs, spec.group_id))
     except (LogCorrupt, CorruptDataError) as error:
         why = Damaged(error)
     except OSError as error:

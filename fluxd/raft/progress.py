@@ -42,6 +42,8 @@ class Progress:
     leaving_until: float = NEVER
     """It may leave, to have its damaged log copied: until then what it acknowledges does not count, since it may be
     gone the next moment; after that it has left, and is out of sync, or it has stayed."""
+    is_behind: bool = False
+    """The log begins behind what it has: it copies."""
     match: int = 0
     received: int = 0
     given: int = 0

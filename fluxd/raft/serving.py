@@ -45,17 +45,18 @@ class CopyServing:
         """One CopyRequest of a voter."""
         request, guard, log = message.copy_request, self._guard, self._log
         commit_index = guard.journal.commit_index
-        if not guard.is_leader or commit_index < guard.leading.term_start:
-            return
-        if request.leader_term != guard.term:
+        if not guard.is_leader or request.leader_term != guard.term:
             return  # of an earlier leadership: it may have been admitted since
+        if not request.behind and commit_index < guard.leading.term_start:
+            return  # what it knows to be committed is, but to know all that is takes an entry of its own
         if request.leave:
             if guard.leading.may_leave(peer):
                 self._reply(peer, request, _granted)
             return
-        progress = guard.leading.progress[peer]
-        progress.is_copying = not progress.admitted_at
-        if request.admit:
+        if not request.behind:
+            progress = guard.leading.progress[peer]
+            progress.is_copying = not progress.admitted_at
+        if request.admit and not request.behind:
             self._admit(peer, request)
         elif request.next_index == 0:
             read_file = log.snapshot_file()

@@ -6,6 +6,7 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
+from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
 from fluxd.raft.spec import Role
 from fluxd.raft.transport import Transport
@@ -22,10 +23,11 @@ class Standing:
     voters: tuple[NodeId, ...]
     guard: Guard
     log: PartitionLog
-    why: str
+    copying: Copying | None
     commit_index: RaftIndex
     high_watermark: Offset
     _failed: bool
+    _why: str
     _node_id: NodeId
     _transport: Transport
 
@@ -33,6 +35,17 @@ class Standing:
     def role(self) -> Role:
         """At the moment."""
         return Role.FAILED if self._failed else _ROLES[self.guard.state]
+
+    @property
+    def why(self) -> str:
+        """For people: why this replica stopped itself, or what is wrong although it takes part; empty: it is well."""
+        if self._why or self.copying is None:
+            return self._why
+        return f"the leader no longer has what it needs next; {self.copying.progress}"
+
+    @why.setter
+    def why(self, why: str) -> None:
+        self._why = why
 
     @property
     def term(self) -> Term:
@@ -66,7 +79,9 @@ class Standing:
         guard, now, leads = self.guard, self.guard.now(), self.role is Role.LEADER
         missing = []
         for peer in guard.peers:
-            silent = leads and now - guard.leading.progress[peer].heard_at >= limits.ELECTION_TIMEOUT_MIN
+            progress = guard.leading.progress[peer] if leads else None
+            # one that is behind votes, but acknowledges nothing before it has copied
+            silent = progress and (progress.is_behind or now - progress.heard_at >= limits.ELECTION_TIMEOUT_MIN)
             if silent or not self._transport.is_connected(peer):
                 missing.append(peer)
         return tuple(sorted(missing)) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None

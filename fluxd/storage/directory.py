@@ -4,6 +4,7 @@
     meta.json                format version, node id, directory id, cluster id, founding
     votes                    terms and votes of all groups (storage/votes.py)
     partitions/<group>/      one directory per group (storage/log.py)
+    copies/<group>/          a copy that is to take the place of a log (storage/copies.py)
     quarantine/<group>.<n>/  what was set aside; nothing reads it
 
 `meta.json` is made last: a directory without it was never used. It is replaced as a whole (temporary file, sync,

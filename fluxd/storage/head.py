@@ -3,8 +3,8 @@
 A log begins with the birth entry until its head is trimmed; from then on a snapshot vouches for where it begins: it is
 of this group, after an entry that the log still has (the chain of checksums ties it to this log), and its log start is
 at or behind the first offset that the log has. Whole closed segments go when the one behind begins below the log start
-and at or before the snapshot's entry. (Below, not at: the leader knows of the records below the log start that every
-replica has them, so every replica has the entry with which the log then begins.)
+and at or before the snapshot's entry. (Below, not at: entries without records behind the last record that goes stay, so
+that a follower which has the records, but not yet the entries behind them, need not copy the log anew.)
 
 Crash windows of a trim. Steps: snapshot written, synced, its name synced; sync mark written with a sync (an older
 durable one might name a segment that goes); segments removed, the oldest first; directory synced.

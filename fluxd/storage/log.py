@@ -149,6 +149,7 @@ class PartitionLog:
         *,
         segment_bytes: int,
         after: Synced | None = None,
+        unfinished: bool = False,
     ) -> PartitionLog:
         """Open a log; a torn tail is cut. All that it holds is durable when this returns. Blocks.
 
@@ -156,13 +157,14 @@ class PartitionLog:
             segment_bytes: a segment is closed when the next frame would make it larger.
             after: what this process knows to be durable, when a file of the log had an error; the log is closed. What
                 stands behind it is removed, and what comes next goes to a new segment.
+            unfinished: see `recover`.
 
         Raises:
             LogMissing: there is none, or its creation did not finish; nothing was written.
             LogCorrupt: the replica must stay out; nothing was written.
             OSError: retriable.
         """
-        recovered = recover(fs, directory, group, after)
+        recovered = recover(fs, directory, group, after, unfinished=unfinished)
         try:
             log = cls(fs, directory, group, recovered, generation, segment_bytes=segment_bytes)
             log._sealed = after is not None

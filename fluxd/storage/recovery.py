@@ -54,11 +54,14 @@ class Recovered:
     """The newest one that is tied to the log."""
 
 
-def recover(fs: FileSystem, directory: str, group: GroupId, after: Synced | None = None) -> Recovered:
+def recover(
+    fs: FileSystem, directory: str, group: GroupId, after: Synced | None = None, *, unfinished: bool = False
+) -> Recovered:
     """Open a log's files. Blocks.
 
     Args:
         after: how far the log is durable, where this process knows it.
+        unfinished: it is being copied: the entry that its snapshot is tied to may be yet to come.
 
     Raises:
         LogMissing: there is none; nothing was written.
@@ -71,7 +74,7 @@ def recover(fs: FileSystem, directory: str, group: GroupId, after: Synced | None
     state = StateFile.open(fs, path) if after is None else after.state.reopen(fs, path)
     if state is None:
         raise _without_state(fs, directory, first_indexes)
-    recovery = _Recovery(fs, directory, group, state)
+    recovery = _Recovery(fs, directory, group, state, unfinished=unfinished)
     try:
         recovered = recovery.run(first_indexes, after.mark if after else None)
         for name in names:
@@ -106,8 +109,9 @@ def _write_again(file: File, position: int, end: int) -> None:
 
 
 class _Recovery:
-    def __init__(self, fs: FileSystem, directory: str, group: GroupId, state: StateFile) -> None:
+    def __init__(self, fs: FileSystem, directory: str, group: GroupId, state: StateFile, *, unfinished: bool) -> None:
         self._fs = fs
+        self._unfinished = unfinished
         self._directory = directory
         self._group = group
         self._state = state
@@ -258,7 +262,8 @@ class _Recovery:
             )
         except CorruptDataError as error:
             raise LogCorrupt(str(error)) from error
-        check_head(self._fs, self._group, there[0], snapshot)
+        if snapshot is not None or not self._unfinished:
+            check_head(self._fs, self._group, there[0], snapshot)
         return snapshot
 
     def _remove_head(self, snapshot: Snapshot | None) -> None:

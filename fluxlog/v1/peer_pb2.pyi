@@ -289,11 +289,16 @@ class AppendEntries(_message.Message):
     PREVIOUS_TERM_FIELD_NUMBER: _builtins.int
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
+    AT_LOG_START_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Ascending per (peer, leadership); not dense per stream."""
     previous_index: _builtins.int
     previous_term: _builtins.int
     commit_index: _builtins.int
+    at_log_start: _builtins.bool
+    """previous_index is the first entry that the leader still has, and not the birth entry: who does not have it cannot go on
+    from this log, and has to copy it.
+    """
     @_builtins.property
     def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Whole LogEntry frames, as they stand in the leader's log, one after another."""
@@ -306,10 +311,11 @@ class AppendEntries(_message.Message):
         previous_term: _builtins.int = ...,
         commit_index: _builtins.int = ...,
         frames: _abc.Iterable[_builtins.bytes] | None = ...,
+        at_log_start: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "frames", b"frames", "previous_index", b"previous_index", "previous_term", b"previous_term", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_log_start", b"at_log_start", "commit_index", b"commit_index", "frames", b"frames", "previous_index", b"previous_index", "previous_term", b"previous_term", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,6 +332,7 @@ class AppendReply(_message.Message):
     DURABLE_INDEX_FIELD_NUMBER: _builtins.int
     RECEIVED_INDEX_FIELD_NUMBER: _builtins.int
     LAST_INDEX_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     echoed_term: _builtins.int
     """Echoed from the AppendEntries that is answered (or, after a sync, of the last one seen)."""
     echoed_sequence: _builtins.int
@@ -338,6 +345,8 @@ class AppendReply(_message.Message):
     """With success: the same, whether on disk or not."""
     last_index: _builtins.int
     """The replica's last index."""
+    behind: _builtins.bool
+    """Without success: what was answered was at_log_start."""
     def __init__(
         self,
         *,
@@ -348,10 +357,11 @@ class AppendReply(_message.Message):
         durable_index: _builtins.int = ...,
         received_index: _builtins.int = ...,
         last_index: _builtins.int = ...,
+        behind: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_index", b"durable_index", "echoed_sequence", b"echoed_sequence", "echoed_term", b"echoed_term", "last_index", b"last_index", "next_index", b"next_index", "received_index", b"received_index", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "durable_index", b"durable_index", "echoed_sequence", b"echoed_sequence", "echoed_term", b"echoed_term", "last_index", b"last_index", "next_index", b"next_index", "received_index", b"received_index", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,7 +501,9 @@ Global___TimeoutNow: _TypeAlias = TimeoutNow  # noqa: Y015
 
 @_typing.final
 class CopyRequest(_message.Message):
-    """A replica whose disk was lost asks the leader for a piece of its log, or to be admitted. Answered by a leader only."""
+    """A replica whose disk was lost, or that is behind the leader's first entry, asks the leader for a piece of its log, or to be
+    admitted. Answered by a leader only.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -502,6 +514,7 @@ class CopyRequest(_message.Message):
     ADMIT_FIELD_NUMBER: _builtins.int
     LEADER_TERM_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """Random, of this request."""
     next_index: _builtins.int
@@ -517,6 +530,8 @@ class CopyRequest(_message.Message):
     """The sender takes part, and has found its log damaged: can the group do without it while it copies? Nothing else is
     asked for then.
     """
+    behind: _builtins.bool
+    """The replica is behind, no more: it votes and answers as before."""
     def __init__(
         self,
         *,
@@ -527,10 +542,11 @@ class CopyRequest(_message.Message):
         admit: _builtins.bool = ...,
         leader_term: _builtins.int = ...,
         leave: _builtins.bool = ...,
+        behind: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "leader_term", b"leader_term", "leave", b"leave", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "behind", b"behind", "leader_term", b"leader_term", "leave", b"leave", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,12 +740,14 @@ class ReplicaTrouble(_message.Message):
     topic_id: _builtins.bytes
     partition: _builtins.int
     failed: _builtins.bool
-    """Unadmitted, or failed."""
+    """Failed; unadmitted, when neither this nor `takes_part` is set."""
     why: _builtins.str
     copied: _builtins.bool
     """Its leader has admitted it, and it has what that takes: it asks to be bound to NodeStatus.directory_id."""
     takes_part: _builtins.bool
-    """It takes part all the same: its log was found damaged, and the group cannot do without it at the moment."""
+    """It takes part all the same: its log was found damaged, and the group cannot do without it at the moment; or the leader's
+    log begins behind it, and it copies that.
+    """
     def __init__(
         self,
         *,

@@ -34,6 +34,7 @@ class Faults:
         self._simulator: Simulator = wire.simulator
         self.rng, self.counts = wire.rng, wire.counts
         self.on = False
+        self._away: set[NodeId] = set()
         self.trace: list[str] = []
 
     def begin(self) -> None:
@@ -58,7 +59,7 @@ class Faults:
             (4, self._stop), (1, self._rolling_restart), (3, self._pause), (5, self._cut_pair), (5, self._isolate),
             (4, self._isolate_leader), (3, self._cut_majority), (8, self._heal_network), (5, self._reset_some),
             (4, self._change_weather), (3, self._slow_disk), (2, self._hang_disk), (2, self._jump_clock),
-            (3, self._crash_client), (4 if self._wipes_max else 0, self._wipe), (2, self._transfer),
+            (3, self._leave), (3, self._crash_client), (4 if self._wipes_max else 0, self._wipe), (2, self._transfer),
         ]  # fmt: skip
         fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
         self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")
@@ -87,7 +88,7 @@ class Faults:
             self._after(self.rng.choice((0.05, 0.5, 2.0, 5.0)), lambda: self._start(node))
 
     def _start(self, node: SimNode) -> None:
-        if not node.alive:
+        if not node.alive and node.node_id not in self._away:
             self.counts["starts"] += 1
             node.start()
 
@@ -97,6 +98,20 @@ class Faults:
             self._count("kill")
             node.kill()
             self.ended(node)
+
+    def _leave(self) -> None:
+        """Away for so long that others trim what it would need next."""
+        node = self._some()
+        if node is not None and len(self.nodes) > 2 and not self._away:
+            self._count("long_absence")
+            self._away.add(node.node_id)
+            node.kill()
+
+            def come_back() -> None:
+                self._away.clear()
+                self._start(node)
+
+            self._after(self.rng.choice((6.0, 9.0)), come_back)
 
     def _power_cut(self) -> None:
         node = self._some()
@@ -282,6 +297,7 @@ class Faults:
     def heal(self) -> None:
         """Everything is well again."""
         self.on = False
+        self._away.clear()
         self._heal_network()
         weather = self._wire.weather
         weather.slow = weather.duplicated = 0.0

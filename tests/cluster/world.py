@@ -282,6 +282,8 @@ class World:
                     )  # fmt: skip
         verdict = check(history)
         self.counts["histories_checked"] += 1
+        for name in ("log_trimmed", "log_replaced", "replica_admitted"):
+            self.counts[f"events_{name}"] += sum(name in line for node in self.nodes.values() for line in node.events)
         self.counts["records"] += sum(self.scene.ends.values())
         if verdict.errors:
             self.failures.append(report(verdict))

@@ -16,7 +16,7 @@ from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
-from fluxd.storage.copies import MARK
+from fluxd.storage.copies import COPIES, MARK, REPLACES
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
@@ -74,6 +74,7 @@ class Invariants:
     def __init__(self, nodes: Mapping[NodeId, Watched], counts: Counter[str], group_id: GroupId = GROUP) -> None:
         self._nodes, self.counts, self._group_id = nodes, counts, group_id
         self._directory = f"partitions/{group_id.directory_name}"
+        self._beside = f"{COPIES}/{group_id.directory_name}"
         self._majority = len(nodes) // 2 + 1
         self._seen = {node: _Seen() for node in nodes}
         self._leaders: dict[int, NodeId] = {}
@@ -211,10 +212,13 @@ class Invariants:
         if cached is not None and cached[0] == version:
             return cached[1]
         entries: dict[int, int] = {}
-        copying = disk.durable_bytes(f"{self._directory}/{MARK}") is not None  # may be thrown away again
-        for name in () if copying else disk.names(self._directory):
+        directory = self._directory
+        copying = disk.durable_bytes(f"{directory}/{MARK}") is not None  # may be thrown away again
+        if disk.durable_bytes(f"{self._beside}/{REPLACES}") is not None:  # the log, whatever happens
+            directory, copying = self._beside, False
+        for name in () if copying else disk.names(directory):
             if name.endswith(".seg"):
-                self._walk(disk.durable_bytes(f"{self._directory}/{name}") or b"", entries)
+                self._walk(disk.durable_bytes(f"{directory}/{name}") or b"", entries)
         self._durable_cache[node.node_id] = (version, entries)
         return entries
 

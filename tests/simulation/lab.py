@@ -189,12 +189,17 @@ class Lab:
         assert isinstance(answers[0], Committed), answers
         return answers[0]
 
+    def on_all_disks(self, leader: int = 1) -> bool:
+        """As far as the leader knows, every replica has its whole log on disk."""
+        log, progress = self[leader].log, self[leader].guard.leading.progress
+        return log.synced_index == log.last_index and all(p.match >= log.last_index for p in progress.values())
+
     def values(self, node: int) -> list[bytes]:
         """What the records in a node's log hold, in order."""
         log, out = self[node].log, []
-        for index in range(1, log.last_index + 1):
-            frame = log.frame_at(RaftIndex(index))
-            out += _values(frame)
+        for index in range(log.first_index, log.last_index + 1):
+            if log.stamp_at(RaftIndex(index)).record_count:
+                out += _values(log.frame_at(RaftIndex(index)))
         return out
 
     def describe(self) -> str:

@@ -24,7 +24,7 @@ def lab_with(records: int = 4, nodes: int = 3) -> Lab:
     lab.elect(1)
     for number in range(records):
         lab.commit(1, b"%d" % number + BIG)
-    lab.until(lambda: lab[1].guard.leading.everywhere_on_disk == lab[1].log.last_index)
+    lab.until(lab.on_all_disks)
     return lab
 
 
@@ -239,7 +239,7 @@ def test_power_cut_at_every_step_of_a_copy(trim: bool) -> None:
     while not completed:
         lab = lab_with(6)
         if trim:
-            lab[1].trim(lab[1].trim_limit, lambda error: None)
+            lab[1].trim(lab[1].high_watermark, lambda error: None)
             lab.until(lambda lab=lab: all(lab[n].log.first_index > 1 for n in (1, 2, 3)))  # type: ignore[misc]
         expected, last = lab[1].log.last_checksum, lab[1].log.last_index
         lab.kill(3)
@@ -265,8 +265,8 @@ def test_the_state_comes_with_a_log_that_begins_in_the_middle() -> None:
     lab.until(lambda: bool(answers))
     for number in range(10):
         lab.commit(1, b"%d" % number + BIG)
-    lab.until(lambda: lab[1].trim_limit == 11)
-    lab[1].trim(lab[1].trim_limit, lambda error: None)
+    lab.until(lab.on_all_disks)
+    lab[1].trim(lab[1].high_watermark, lambda error: None)
     lab.until(lambda: all(lab[n].log.first_index > 1 for n in (1, 2, 3)))
     wipe(lab, 3)
     lab.until(healed(lab))

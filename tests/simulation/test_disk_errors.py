@@ -202,8 +202,8 @@ def test_a_snapshot_that_cannot_be_written_is_tried_again() -> None:
     for _ in range(3):
         _disk(lab, 2).fail_next("sync", EIO, path=".snap")
     answers: list[FluxError | None] = []
-    lab.until(lambda: lab[1].trim_limit >= 3)
-    lab[1].trim(lab[1].trim_limit, answers.append)
+    lab.until(lambda: lab[1].high_watermark >= 3)
+    lab[1].trim(lab[1].high_watermark, answers.append)
     lab.until(lambda: answers == [None] and lab[1].log.first_index > 1)
     lab.until(lambda: _disk(lab, 2).errors >= 1)
     assert lab[2].log.first_index == 1

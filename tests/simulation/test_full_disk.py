@@ -37,7 +37,7 @@ def test_a_leader_with_a_full_disk_still_deletes_and_leads() -> None:
         node.disk.free = 0
     lab.run(limits.DISK_CHECK_INTERVAL + 0.2)
     answers: list[FluxError | None] = []
-    lab[1].trim(lab[1].trim_limit, answers.append)
+    lab[1].trim(lab[1].high_watermark, answers.append)
     lab.until(lambda: answers == [None] and all(lab[n].log.first_index > 1 for n in (1, 2, 3)))
     lab.elect(2)
     assert lab.leader() == 2

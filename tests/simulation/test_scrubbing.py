@@ -224,7 +224,7 @@ def test_a_trimmed_segment_is_no_damage() -> None:
     piece = lab[3].log.scrub.next_piece(Verified(), end_index=lab[3].commit_index, max_bytes=1, closed_only=True)
     assert piece is not None
     assert not lab[3].log.scrub.is_gone(piece)
-    lab[1].trim(lab[1].trim_limit, lambda error: None)
+    lab[1].trim(lab[1].high_watermark, lambda error: None)
     lab.until(lambda: lab[3].log.first_index > RaftIndex(1))
     lab.run(5)
     assert lab[3].log.scrub.is_gone(piece)

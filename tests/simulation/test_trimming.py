@@ -19,7 +19,7 @@ def lab_with(records: int, nodes: int = 3) -> Lab:
     lab.elect(1)
     for number in range(records):
         lab.commit(1, b"%d" % number + BIG)
-    lab.until(lambda: lab[1].guard.leading.everywhere_on_disk == lab[1].log.last_index)
+    lab.until(lab.on_all_disks)
     return lab
 
 
@@ -56,7 +56,7 @@ def test_the_producer_table_outlives_the_entries() -> None:
     lab.until(lambda: bool(answers))
     for number in range(10):
         lab.commit(1, b"%d" % number + BIG)
-    lab.until(lambda: lab[1].trim_limit == 11)
+    lab.until(lab.on_all_disks)
     trim(lab, 11)
     lab.until(lambda: trimmed(lab, 11, 1, 2, 3))
     for node in (1, 2, 3):
@@ -68,22 +68,6 @@ def test_the_producer_table_outlives_the_entries() -> None:
     lab.until(lambda: bool(again))
     assert isinstance(again[0], Committed)
     assert (again[0].base_offset, again[0].duplicate) == (0, True)
-
-
-def test_a_replica_that_lacks_the_records_holds_the_trim_back() -> None:
-    """It could never be brought up to date."""
-    lab = lab_with(5)
-    lab.cut((3,), (1, 2))
-    for number in range(5):
-        lab.commit(1, b"x%d" % number + BIG)
-    (answer,) = trim(lab, 9)
-    assert isinstance(answer, FluxError)
-    assert answer.reason is Reason.REPLICA_OFFLINE
-    assert lab[1].trim_limit <= 5
-    lab.heal()
-    lab.until(lambda: lab[1].trim_limit == 10)
-    answers = trim(lab, 9)
-    lab.until(lambda: answers == [None] and trimmed(lab, 9, 1, 2, 3))
 
 
 def test_a_start_behind_the_high_watermark_is_refused() -> None:

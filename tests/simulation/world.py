@@ -84,6 +84,7 @@ class World:
         self.clients = [self._client(f"p{n}", idempotent=True) for n in range(2)]
         self.clients += [self._client("once", idempotent=False)]
         self.faulty = False
+        self._away: set[NodeId] = set()
 
     def _client(self, name: str, *, idempotent: bool) -> Client:
         return Client(name, self.nodes, self.simulator, self.rng, self.history, self.counts, idempotent=idempotent)
@@ -159,7 +160,7 @@ class World:
             group = node.group
             if group is None or group.role is not Role.LEADER:
                 continue
-            low, high = group.log_start_offset, max(group.log_start_offset, group.trim_limit)
+            low, high = group.log_start_offset, group.high_watermark
             offset = Offset(self.rng.randint(low, high) if self.rng.random() < 0.9 else group.high_watermark + 1)
             incarnation = node.incarnation
             group.trim(offset, lambda error, n=node, g=group, i=incarnation, o=offset: self._trimmed(n, g, i, o, error))  # type: ignore[misc]
@@ -202,7 +203,7 @@ class World:
             (6, self._kill), (6, self._power_cut), (2, self._power_cut_many), (10, self._restart),
             (4, self._disconnect), (6, self._silent_cut), (10, self._heal_network), (4, self._change_weather),
             (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (2, self._wipe),
-            (6, self._isolate_leader), (2, self._fill_disk),
+            (6, self._isolate_leader), (2, self._fill_disk), (3, self._leave),
         ]  # fmt: skip
         self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]()
 
@@ -237,14 +238,30 @@ class World:
             self._ended(node)
         self._check_durable()
 
+    def _leave(self) -> None:
+        """Away for so long that others trim what it would need next."""
+        node = self._some(alive=True)
+        if node is not None and not self._away and len(self.nodes) > 2:
+            self.counts["long_absences"] += 1
+            self._away.add(node.node_id)
+            node.kill()
+            for other in self.nodes.values():
+                self._tell(other, lambda host: host.peer_down(node.node_id, gone=True))
+
+            def come_back() -> None:
+                self._away.clear()
+                self._start_again(node)
+
+            self.simulator.at(self.simulator.now + 3.0 + 3.0 * self.rng.random(), come_back)
+
     def _restart(self) -> None:
         for node in self.nodes.values():
-            if not node.alive and self.rng.random() < 0.7:
+            if not node.alive and node.node_id not in self._away and self.rng.random() < 0.7:
                 self.counts["restarts"] += 1
                 self.start(node)
 
     def _start_again(self, node: SimNode) -> None:
-        if not node.alive:
+        if not node.alive and node.node_id not in self._away:
             self.counts["restarts"] += 1
             self.start(node)
 
@@ -395,6 +412,7 @@ class World:
         for node in self.nodes.values():
             self.counts["replicas_admitted"] += sum(" replica_admitted " in event for event in node.events)
             self.counts["copies_begun_anew"] += sum(" copy_began_anew " in event for event in node.events)
+            self.counts["logs_replaced"] += sum(" log_replaced " in event for event in node.events)
 
     def _groups(self) -> list[Group]:
         return [node.group for node in self.nodes.values() if node.group is not None]

@@ -11,7 +11,7 @@ from fluxd.raft.opening import Opened, open_replica
 from fluxd.raft.spec import GroupSpec
 from fluxd.storage import copies
 from fluxd.storage.log import PartitionLog
-from tests.simulation.disk import Keep, SimDisk
+from tests.simulation.disk import Keep, PowerCut, SimDisk
 from tests.storage_kit import BIRTH, DIRECTORY, GROUP, append, create_log, sync
 
 SPEC = GroupSpec(GROUP, 0, (), b"")
@@ -96,3 +96,79 @@ def test_entries_by_index(disk: SimDisk) -> None:
         found = plan()
         assert found == frames[first - 1 : first - 1 + len(found)]
         assert 1 <= len(found) <= end - first + 1
+
+
+def beside(disk: SimDisk, entries: int) -> PartitionLog:
+    """A copy beside a log of so many entries more than that has, synced."""
+    create_log(disk).close()
+    copies.begin(disk, GROUP, beside=True)
+    log = copies.create_log(disk, GROUP, 0, BIRTH, snapshot=None, segment_bytes=1 << 20, beside=True)
+    for _ in range(entries):
+        append(log, records=0)
+    sync(log, log.last_index)
+    log.close()
+    return log
+
+
+def reopened(disk: SimDisk) -> int:
+    """Last index of the replica's log."""
+    opened = open_replica(disk, SPEC, has_voted=True)
+    assert isinstance(opened, Opened), opened
+    opened.log.close()
+    return opened.log.last_index
+
+
+def test_a_copy_beside_counts_only_when_that_was_decided(disk: SimDisk) -> None:
+    """Until then it is kept for going on."""
+    beside(disk, 5)
+    disk.power_cut(Keep.NOTHING)
+    opened = open_replica(disk, SPEC, has_voted=True)
+    assert isinstance(opened, Opened)
+    assert (opened.log.last_index, opened.copy_begun) == (1, True)
+    opened.log.close()
+    log = copies.open_or_begin(disk, GROUP, 0, beside=True)
+    assert log is not None
+    assert log.last_index == 6
+
+
+def test_a_decision_is_durable(disk: SimDisk) -> None:
+    """The replica may have gone on with the copy."""
+    beside(disk, 5)
+    copies.decide(disk, GROUP)
+    disk.power_cut(Keep.NOTHING)
+    assert reopened(disk) == 6
+    assert not copies.is_beside(disk, GROUP)
+
+
+@pytest.mark.parametrize("keep", list(Keep))
+def test_power_cut_at_every_step_of_replacing(keep: Keep) -> None:
+    """Decided or not, one of the two is there, whole; and once it was the copy, it is the copy for ever."""
+    completed, after, last = False, 0, 1
+    while not completed:
+        disk = SimDisk(random.Random(after))
+        beside(disk, 5)
+        disk.cut_after(after)
+        try:
+            copies.decide(disk, GROUP)
+            last = 6
+            copies.finish_replacing(disk, GROUP)
+            completed = True
+        except PowerCut:
+            pass
+        disk.power_cut(keep)
+        found = reopened(disk)
+        assert found == 6 or (found == 1 and last == 1)
+        disk.power_cut(Keep.NOTHING)
+        assert reopened(disk) == found
+        after += 1
+    assert after > 10
+
+
+def test_what_was_decided_of_a_log_that_counts_no_more_is_void(disk: SimDisk) -> None:
+    """The node's votes were lost before the copy took its place: the replica is copied in place, and acknowledges what
+    the copy beside never had."""
+    beside(disk, 5)
+    copies.decide(disk, GROUP)
+    copied(disk, 9).close()
+    copies.finish(disk, GROUP)
+    assert reopened(disk) == 10

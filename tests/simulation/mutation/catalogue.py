@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutation import copying, durability, elections, proposals, replication, trimming
+from tests.simulation.mutation import catching_up, copying, durability, elections, proposals, replication, trimming
 from tests.simulation.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -12,6 +12,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *proposals.MUTANTS,
     *trimming.MUTANTS,
     *copying.MUTANTS,
+    *catching_up.MUTANTS,
 )
 
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

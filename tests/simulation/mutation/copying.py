@@ -81,7 +81,7 @@ MUTANTS = (
     Mutant(
         "copy-mark",
         "an unfinished copy is no replica",
-        (Edit(_OPENING, "if is_being_copied(fs, spec.group_id):", "if False:"),),
+        (Edit(_OPENING, "if copies.is_being_copied(fs, spec.group_id):", "if False:"),),
         guard="tests/unit/test_storage_copies.py::test_an_unfinished_copy_is_no_replica",
     ),
     Mutant(

@@ -34,7 +34,7 @@ MUTANTS = (
     ),
     Mutant(
         "trim-boundary",
-        "a log never begins with an entry that a replica may lack",
+        "a log never begins behind the last record below the log start",
         (
             Edit(
                 _HEAD,
@@ -85,18 +85,6 @@ MUTANTS = (
             ),
         ),
         guard=_TRIMMING + "test_a_trim_that_is_truncated_is_not_in_force",
-    ),
-    Mutant(
-        "trim-followers",
-        "a leader moves the start no further than all replicas have the log",
-        (
-            Edit(
-                _GROUP,
-                "if error is None and log_start_offset > max(self.trim_limit, self.log_start_offset):",
-                "if False:",
-            ),
-        ),
-        guard=_TRIMMING + "test_a_replica_that_lacks_the_records_holds_the_trim_back",
     ),
     Mutant(
         "trim-follower-match",

@@ -1,0 +1,312 @@
+"""A replica that was away while its leader's log was trimmed past it: it goes on voting, copies, and is whole again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fluxd.core.entry import EntryKind
+from fluxd.core.types import NodeId, RaftIndex
+from fluxd.raft.host import Host
+from fluxd.raft.proposal import Committed
+from fluxd.raft.spec import Role
+from fluxd.storage.copies import COPIES, is_beside
+from tests.simulation.disk import PowerCut
+from tests.simulation.lab import Lab, Message, is_append
+from tests.simulation.node import GROUP
+
+BIG = bytes(30_000)
+
+
+def host(lab: Lab, number: int) -> Host:
+    found = lab.nodes[NodeId(number)].host
+    assert found is not None
+    return found
+
+
+def trim_to_the_end(lab: Lab, *nodes: int, leader: int = 1) -> None:
+    lab[leader].trim(lab[leader].high_watermark, lambda error: None)
+    end = lab[leader].high_watermark
+    lab.until(lambda: all(lab[n].log_start_offset == end and lab[n].log.first_index > 5 for n in nodes))
+
+
+def outrun(lab: Lab | None = None, away: int = 3) -> Lab:
+    """Node 1 leads; one is down, and what it would need next is gone on the others."""
+    if lab is None:
+        lab = Lab(3)
+        lab.elect(1)
+        lab.commit(1, b"old" + BIG)
+    lab.until(lab.on_all_disks)
+    lab.kill(away)
+    for number in range(10):
+        lab.commit(1, b"%d" % number + BIG)
+    trim_to_the_end(lab, *({1, 2, 3} - {away}))
+    for number in range(3):
+        lab.commit(1, b"left %d" % number + BIG)
+    return lab
+
+
+def is_copy(message: Message) -> bool:
+    return message.WhichOneof("body") == "copy_reply"
+
+
+def caught_up(lab: Lab, number: int = 3) -> Callable[[], bool]:
+    def check() -> bool:
+        leader, group = lab.leader(), lab.nodes[NodeId(number)].group
+        if leader is None or group is None or group.copying is not None:
+            return False
+        return group.leader_id == leader and group.commit_index == lab[leader].log.last_index
+
+    return check
+
+
+def test_a_replica_that_was_outrun_is_whole_again() -> None:
+    """And is one of two that keep the group going; of the copy nothing is left over."""
+    lab = outrun()
+    old = lab[1].log.first_index
+    lab.start(3)
+    assert lab[3].log.last_index < old
+    lab.until(caught_up(lab))
+    assert lab[3].log.first_index >= old
+    assert lab.values(3) == lab.values(1)
+    assert lab[3].log_start_offset == lab[1].log_start_offset
+    assert lab.nodes[NodeId(3)].disk.list(COPIES) == []
+    lab.until(lab.on_all_disks)
+    lab.kill(2)
+    lab.commit(1, b"with its acknowledgement")
+
+
+def test_it_votes_meanwhile_and_no_other_replica_is_needed() -> None:
+    """The third is gone for good, and the leader is a new one that has committed nothing of its own: with the votes of
+    the two there is a leader, and it has what the other one lacks."""
+    lab = outrun()
+    lab.kill(2)
+    lab.kill(1)
+    lab.start(1)
+    lab.start(3)
+    lab.until(caught_up(lab), within=30)
+    assert lab.leader() == 1
+    lab.commit(1, b"of two")
+
+
+def test_while_it_copies_writes_are_refused_when_it_would_be_needed() -> None:
+    """At once, naming it; nothing waits for a copy."""
+    lab = outrun()
+    lab.network.hold = lambda source, target, message: is_copy(message)
+    lab.start(3)
+    lab.kill(2)
+    lab.until(lambda: lab[1].guard.leading.progress[NodeId(3)].is_behind)
+    lab.until(lambda: lab[1].quorum_missing() == (2, 3))
+    assert lab[1].role is Role.LEADER
+    lab.run(5)
+    assert lab[1].role is Role.LEADER
+
+
+def test_its_words_say_how_far_it_is() -> None:
+    """As those of a replica that is out."""
+    lab = outrun()
+    assert lab[1].why == ""
+    lab.network.hold = lambda source, target, message: is_copy(message)
+    lab.start(3)
+    lab.until(lambda: lab[3].copying is not None)
+    assert lab[3].why == "the leader no longer has what it needs next; copying, 0 %"
+    assert lab[3].role is Role.FOLLOWER
+
+
+def test_no_entry_is_sent_to_it_that_it_would_refuse() -> None:
+    """And none twice: replication goes on where the copy ends."""
+    lab = outrun()
+    lab.start(3)
+    lab.until(lambda: lab[3].copying is not None)
+    before = len(lab.network.sent)
+    lab.commit(1, b"meanwhile")
+    end = lab[1].log.last_index
+    lab.until(caught_up(lab))
+    appended = [m.append_entries for _, target, m in lab.network.sent[before:] if target == 3 and is_append(m)]
+    assert all(append.previous_index >= end - 1 for append in appended)
+
+
+def test_entries_that_were_never_committed_go_with_the_old_log() -> None:
+    """It led, alone, and its log is longer than where the others' begins."""
+    lab = Lab(3)
+    lab.elect(3)
+    lab.commit(3, b"old" + BIG)
+    lab.until(lambda: lab.on_all_disks(3))
+    lab.network.hold = lambda source, target, message: source == 3 and is_append(message)
+    lab.propose(3, b"lost")
+    lab.until(lambda: lab[3].log.dirty is False and lab[3].log.last_index == 4)
+    lab.network.hold = lambda source, target, message: False
+    lab.kill(3)
+    lab.until(lambda: lab.leader() in (1, 2))
+    leader = lab.leader()
+    assert leader is not None
+    for number in range(10):
+        lab.commit(leader, b"%d" % number + BIG)
+    trim_to_the_end(lab, 1, 2, leader=leader)
+    lab.start(3)
+    lab.until(caught_up(lab))
+    assert b"lost" not in lab.values(3)
+    assert lab.values(3) == lab.values(leader)
+
+
+def test_the_state_comes_with_the_copy() -> None:
+    """A retry of what was written and trimmed while it was away is recognised by it."""
+    lab = Lab(3)
+    lab.elect(1)
+    lab.until(lab.on_all_disks)
+    lab.kill(3)
+    answers = lab.propose(1, b"first", b"p" * 16, 0)
+    lab.until(lambda: bool(answers))
+    for number in range(10):
+        lab.commit(1, b"%d" % number + BIG)
+    trim_to_the_end(lab, 1, 2)
+    lab.start(3)
+    lab.until(caught_up(lab))
+    lab.elect(3)
+    again = lab.propose(3, b"first", b"p" * 16, 0)
+    lab.until(lambda: bool(again))
+    assert isinstance(again[0], Committed)
+    assert (again[0].base_offset, again[0].duplicate) == (0, True)
+
+
+def keep_everything(lab: Lab, number: int) -> None:
+    """A node that trims nothing: its disk has the log from the beginning."""
+    host(lab, number)._housekeeping.keep = lambda group: None  # type: ignore[method-assign]
+
+
+def with_a_long_log_on_2() -> Lab:
+    """3 is outrun by 1, not by 2, and begins to copy."""
+    lab = Lab(3)
+    keep_everything(lab, 2)
+    lab.elect(1)
+    lab.commit(1, b"old" + BIG)
+    lab.until(lab.on_all_disks)
+    lab.kill(3)
+    for number in range(10):
+        lab.commit(1, b"%d" % number + BIG)
+    trim_to_the_end(lab, 1)
+    lab.until(lambda: lab[2].commit_index == lab[1].log.last_index)
+    lab.start(3)
+    return lab
+
+
+def test_a_leader_that_has_what_it_needs_ends_the_copy() -> None:
+    """What was copied is removed."""
+    lab = with_a_long_log_on_2()
+    lab.network.hold = lambda source, target, message: is_copy(message)
+    lab.until(lambda: is_beside(lab.nodes[NodeId(3)].disk, GROUP))
+    replica = lab[3]
+    lab[1].transfer(NodeId(2))
+    lab.until(lambda: lab.leader() == 2 and caught_up(lab)())
+    lab.until(lambda: not is_beside(lab.nodes[NodeId(3)].disk, GROUP))
+    lab.network.hold = lambda source, target, message: False
+    lab.network.release()
+    lab.run(5)
+    assert lab[3] is replica, "it was not replaced"
+
+
+def test_a_copy_does_not_replace_what_has_gone_further() -> None:
+    """The second line of defence: it was given entries by another leader since, and has acknowledged them."""
+    lab = with_a_long_log_on_2()
+    lab[3].guard.on_connected = lambda: None
+    lab.network.hold = lambda source, target, message: is_copy(message)
+    lab.until(lambda: any(m.copy_reply.snapshot_index for _, _, m in lab.network.held))
+    lab[1].transfer(NodeId(2))
+    lab.until(lambda: lab.leader() == 2)
+    lab.commit(2, b"acknowledged")
+    lab.until(lambda: lab[3].log.last_index == lab[2].log.last_index)
+    lab.elect(1)
+    replica = lab[3]
+    lab.network.hold = lambda source, target, message: False
+    lab.network.release()
+    lab.run(5)
+    assert lab[3] is replica, "it was not replaced"
+    assert lab.values(3)[-1] == b"acknowledged"
+
+
+def test_a_copy_goes_on_after_a_restart() -> None:
+    """Nothing of what is there is asked for again."""
+    lab = outrun()
+    copied = lab[1].log.last_index - 2
+    lab.network.hold = lambda source, target, message: (
+        message.WhichOneof("body") == "copy_request" and message.copy_request.next_index > copied
+    )
+    limit = 1  # one entry a request
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fluxd.core.limits.COPY_CHUNK_BYTES", limit)
+        patch.setattr("fluxd.storage.tail.TailCache.frames", lambda *arguments: [])
+        lab.start(3)
+        lab.until(lambda: bool(lab.network.held), within=60)
+        lab.kill(3)
+        asked = len(lab.network.sent)
+        lab.network.hold = lambda source, target, message: False
+        lab.start(3)
+        lab.until(caught_up(lab), within=60)
+    wanted = [
+        m.copy_request.next_index for _, _, m in lab.network.sent[asked:] if m.WhichOneof("body") == "copy_request"
+    ]
+    assert min(wanted) > copied
+
+
+def test_it_is_outrun_again_while_it_copies() -> None:
+    """Then it begins anew, behind that."""
+    lab = outrun()
+    lab.network.hold = lambda source, target, message: is_copy(message) and bool(message.copy_reply.frames)
+    lab.start(3)
+    lab.until(lambda: bool(lab.network.held))
+    for number in range(10):
+        lab.commit(1, b"more %d" % number + BIG)
+    first = lab[1].log.first_index
+    lab[1].trim(lab[1].high_watermark, lambda error: None)
+    lab.until(lambda: lab[1].log.first_index > first)
+    lab.network.hold = lambda source, target, message: False
+    lab.network.release()
+    lab.until(caught_up(lab), within=20)
+    assert lab.values(3) == lab.values(1)
+
+
+def start_until_power_cut(lab: Lab, after: int) -> bool:
+    """Start node 3 and let it copy until the power fails at an operation; True: it did not come to that."""
+    lab.nodes[NodeId(3)].disk.cut_after(after)
+    try:
+        lab.start(3)
+        lab.until(lambda: (group := lab.nodes[NodeId(3)].group) is not None and group.log.first_index > 5)
+    except PowerCut:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_power_cut_at_every_step() -> None:
+    """And once more after that: it takes part at every start, with its old log or the new one."""
+    completed, after = False, 0
+    while not completed:
+        lab = outrun()
+        expected, last = lab[1].log.last_checksum, lab[1].log.last_index
+        for _ in range(2):
+            completed = start_until_power_cut(lab, after)
+            if completed:
+                break
+            lab.kill(3, power=True)
+        if not completed:
+            lab.start(3)
+            assert lab.nodes[NodeId(3)].group is not None, "it is no less a replica than before"
+            lab.until(caught_up(lab), within=20)
+            assert lab[3].log.stamp_at(last).checksum == expected
+        after += 1
+    assert after > 20
+
+
+def test_a_trim_entry_is_the_last_that_an_outrun_replica_had() -> None:
+    """Entries without records count like others."""
+    lab = Lab(3)
+    lab.elect(1)
+    lab.commit(1, b"old" + BIG)
+    lab[1].trim(lab[1].high_watermark, lambda error: None)
+    lab.until(lambda: all(lab[n].log_start_offset == 1 for n in (1, 2, 3)))
+    assert lab[3].log.stamp_at(RaftIndex(lab[3].log.last_index)).kind is EntryKind.TRIM
+    outrun(lab)
+    lab.start(3)
+    lab.until(caught_up(lab))
+    assert lab.values(3) == lab.values(1)
