@@ -217,9 +217,11 @@ def test_a_copy_does_not_replace_what_has_gone_further() -> None:
     lab.commit(2, b"acknowledged")
     lab.until(lambda: lab[3].log.last_index == lab[2].log.last_index)
     lab.elect(1)
-    replica = lab[3]
+    replica, copying = lab[3], lab[3].copying
+    assert copying is not None
     lab.network.hold = lambda source, target, message: False
-    lab.network.release()
+    copying.leader_heard(lab[1].term, NodeId(1))
+    lab.until(lambda: replica.copying is None)
     lab.run(5)
     assert lab[3] is replica, "it was not replaced"
     assert lab.values(3)[-1] == b"acknowledged"
