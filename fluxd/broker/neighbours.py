@@ -20,6 +20,8 @@ from fluxlog.v1 import peer_pb2
 
 log = get_logger()
 
+_STATUS_PAUSE = 10
+
 
 class Neighbours:
     """Implements `peer.link.LinkEvents` and `rpc.peer.Inbox`.
@@ -103,7 +105,9 @@ class Neighbours:
             self._status_changed.set()
 
     async def _tell_status(self) -> None:
-        """This node's status to all others: twice a second, and when a leader has changed."""
+        """This node's status to all others: twice a second, and when a leader has changed, but with pauses in which ten
+        times as much else can be done: hundreds of leaders that change at once are told in a few messages."""
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 async with asyncio.timeout(limits.STATUS_INTERVAL):
@@ -111,4 +115,6 @@ class Neighbours:
             except TimeoutError:
                 pass
             self._status_changed.clear()
+            began = loop.time()
             self._links.broadcast_status(self._view.local_status())
+            await asyncio.sleep(min(_STATUS_PAUSE * (loop.time() - began), limits.STATUS_INTERVAL))

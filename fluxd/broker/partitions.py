@@ -12,7 +12,7 @@ to its peers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -93,7 +93,7 @@ class Partitions:
                 group_id = topic.group_id(number)
                 if partition.directory_of(me) is not None and group_id not in self._host.groups:
                     self._opening.append(group_id)
-            self._configure(topic)
+            _configure(topic, self._own_replicas(topic))
         self._open_some()
 
     def reopened(self, replica: Replica) -> None:
@@ -101,15 +101,11 @@ class Partitions:
         self._view.attach(replica)
         topic = self._image.topics.get(replica.group_id.topic_id)
         if topic is not None:
-            self._configure(topic)
+            _configure(topic, [replica])
 
-    def _configure(self, topic: Topic) -> None:
-        """Bounds of segments take effect with the next one."""
-        config = parse_configs(topic.configs)
-        for number in range(len(topic.partitions)):
-            group = self._host.groups.get(topic.group_id(number))
-            if isinstance(group, Group):
-                group.configure(segment_bytes=config.segment_bytes, segment_ms=config.segment_ms)
+    def _own_replicas(self, topic: Topic) -> list[Replica]:
+        found = (self._host.groups.get(topic.group_id(number)) for number in range(len(topic.partitions)))
+        return [replica for replica in found if replica is not None]
 
     def confirmed(self) -> None:
         """The image is at least as new as the start of this process: what no topic explains now belongs to none."""
@@ -185,8 +181,16 @@ class Partitions:
         topic = self._image.topics.get(group_id.topic_id)
         if topic is not None:
             self._view.attach(replica)
-            self._configure(topic)  # it may have been altered meanwhile
+            _configure(topic, [replica])  # it may have been altered meanwhile
         else:  # deleted while it was being opened
             self._host.close(group_id)
             self._blocking("partition_removed", group_id.directory_name, partial(self._remove, group_id.directory_name))
         self._open_some()
+
+
+def _configure(topic: Topic, replicas: Iterable[Replica]) -> None:
+    """Bounds of segments take effect with the next one."""
+    config = parse_configs(topic.configs)
+    for replica in replicas:
+        if isinstance(replica, Group):
+            replica.configure(segment_bytes=config.segment_bytes, segment_ms=config.segment_ms)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import NodeId
+from fluxd.raft.heartbeats import Heartbeats
 from fluxd.raft.transport import Transport
 from fluxd.storage.votes import VoteFile
 
@@ -28,6 +29,7 @@ class GroupContext:
     """Have `step` called soon."""
     enter: Callable[[], None]
     """Set the library's clock before a step."""
+    heartbeats: Heartbeats
     disk_full: Callable[[], bool]
     """Only the reserve of free space is left."""
     read_failed: Callable[[Group, BaseException], None]

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 from fluxd.core.entry import EntryKind, Stamp, read_trim, verify_frame
 from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.types import NodeId, RaftIndex, Term
+from fluxd.raft.progress import NEVER_DUE
 from fluxlog.v1 import peer_pb2
 
 if TYPE_CHECKING:
     from fluxd.raft.guard import Guard
+    from fluxd.raft.heartbeats import Row
 
 REPLY_DELAY_MAX = 0.05
 """Most syncs are faster, and one reply then says what two would have."""
-NEVER_DUE = float("inf")
 
 
 class Following:
@@ -65,6 +66,17 @@ class Following:
             self._accept(peer, message, entries)
         else:
             self._refuse(peer, message)
+
+    def confirm(self, peer: NodeId, row: Row) -> bool:
+        """A row of the leader's heartbeat for all its groups (the guard has checked generation and term)."""
+        journal = self._guard.journal
+        log, last_index = journal.log, row.last_index
+        if self._leader != (row.term, peer) or self._guard.is_leader:
+            return False
+        if not self.verified == journal.commit_index == log.last_index == log.synced_index == last_index:
+            return False
+        self._guard.elections.leader_heard()
+        return True
 
     def _checked_entries(self, term: int, append: peer_pb2.AppendEntries) -> list[tuple[bytes, Stamp]]:
         entries, index, entry_term = [], append.previous_index, append.previous_term

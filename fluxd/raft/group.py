@@ -80,14 +80,15 @@ class Group(Standing):
         )  # fmt: skip
         self.guard = Guard(
             spec.group_id, spec.generation, context.node_id, spec.voters, journal=self.journal, votes=context.votes,
-            reactor=context.reactor, transport=context.transport, log_event=self._log_event,
-            on_state=self._state_changed,
+            reactor=context.reactor, transport=context.transport, heartbeats=context.heartbeats,
+            log_event=self._log_event, on_state=self._state_changed,
         )  # fmt: skip
         context.enter()
         self._raft = library.build(
             context.node_id, self.guard.library_peers, self.journal, self.guard, self.guard.state_changed
         )
         self.guard.attach(self._raft)
+        self.guard.rouse = lambda: context.wake(self)
         serving = CopyServing(
             self.guard, log, context.reactor, wake=lambda: context.wake(self), read_failed=self.read_failed
         )
@@ -407,6 +408,7 @@ class Group(Standing):
             self._settle()
         self.guard.leading.advance_transfer()
         self.guard.leading.tell_commit()
+        self.guard.leading.settle()
         self._notice_leader()
 
     def lacks(self, index: RaftIndex, term: Term) -> bool:
@@ -427,6 +429,8 @@ class Group(Standing):
 
     def configure(self, *, segment_bytes: int, segment_ms: int) -> None:
         """Other bounds of a segment, from the next one on."""
+        if (self.spec.segment_bytes, self.spec.segment_ms) == (segment_bytes, segment_ms):
+            return
         self.spec = replace(self.spec, segment_bytes=segment_bytes, segment_ms=segment_ms)
         self.log.configure(segment_bytes=segment_bytes, segment_ms=segment_ms)
 

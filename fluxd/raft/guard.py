@@ -24,6 +24,7 @@ from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft import library
 from fluxd.raft.elections import Elections
 from fluxd.raft.following import Following
+from fluxd.raft.heartbeats import Heartbeats, Row
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.leading import DISK_PEER, Leading
 from fluxd.raft.outbox import Outbox
@@ -53,6 +54,7 @@ class Guard(LibraryTransport):
         votes: VoteFile,
         reactor: Reactor,
         transport: Transport,
+        heartbeats: Heartbeats,
         log_event: Callable[..., None],
         on_state: StateListener,
     ) -> None:
@@ -61,6 +63,9 @@ class Guard(LibraryTransport):
         self.peers = tuple(voter for voter in voters if voter != node_id)
         self.library_peers = self.peers or (DISK_PEER,)
         self.journal, self._votes, self._reactor, self.transport = journal, votes, reactor, transport
+        self.heartbeats = heartbeats
+        self.rouse: Callable[[], None] = lambda: None
+        """Has the group stepped soon."""
         self.log_event, self._on_state = log_event, on_state
         self.raft: SyncObj
         self.state = library.FOLLOWER
@@ -128,6 +133,12 @@ class Guard(LibraryTransport):
     def inject_neutral(self, peer: NodeId) -> None:
         """This follower is alive; nothing else is said."""
         self.inject(peer, {"type": "next_node_idx", "reset": False, "success": False, "next_node_idx": 0})
+
+    def inject_neutral_of(self, peer: NodeId, heard_at: float) -> None:
+        """This follower was alive at a moment that is past: the library dates it then."""
+        now, library.CLOCK.now = library.CLOCK.now, heard_at
+        self.inject_neutral(peer)
+        library.CLOCK.now = now
 
     def inject_reset(self, peer: NodeId, next_index: int) -> None:
         """Set nextIndex of a follower."""
@@ -250,6 +261,11 @@ class Guard(LibraryTransport):
             self.count("stale_reply")
         else:
             self.leading.on_reply(peer, message)
+
+    def confirm(self, peer: NodeId, row: Row) -> bool:
+        """Whether this replica is exactly what a row of a node's heartbeat says, durably; its leader was heard then."""
+        confirmed = row.generation == self.generation and row.term == self.term and self.votes_durable()
+        return confirmed and self.following.confirm(peer, row)
 
     # ------------------------------------------------------------------ the host speaks
     def tick(self) -> None:

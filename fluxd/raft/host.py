@@ -23,10 +23,12 @@ from fluxd.raft.context import GroupContext
 from fluxd.raft.copying import CopyContext, Copying
 from fluxd.raft.group import Group
 from fluxd.raft.healing import Backoff, Healing
+from fluxd.raft.heartbeats import Heartbeats, Row
 from fluxd.raft.housekeeping import Housekeeping
 from fluxd.raft.leaving import Leaving, hand_over
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Damaged, Opened, open_replica
+from fluxd.raft.progress import NEVER_DUE
 from fluxd.raft.spec import GroupSpec, Role
 from fluxd.raft.transport import Transport
 from fluxd.raft.vote_syncing import VoteSyncing
@@ -103,11 +105,13 @@ class Host:
         self._grace_until = self._alive_at
         self._stopped = False
         self._disk_full, self._disk_check_at = False, 0.0
+        self.heartbeats = Heartbeats(reactor, transport, self._confirm)
         self._catching_up = CatchingUp(
             reactor, fs, context=self._copy_context, replace=self._replace,
             is_busy=lambda group: self._in_use(group.group_id),
         )  # fmt: skip
         self._reactor.call_at(self._alive_at + _ALIVE_EVERY, self._alive)
+        self._reactor.call_at(self._alive_at + limits.HEARTBEAT_INTERVAL * reactor.random(), self._beat)
 
     # ------------------------------------------------------------------ open and close
     def open(self, spec: GroupSpec) -> Replica:
@@ -144,6 +148,9 @@ class Host:
         if isinstance(opened, Opened):
             try:
                 replica = self._begin(spec, opened)
+            except CorruptDataError as failure:  # an entry that nothing had read before
+                opened.log.close()
+                opened = Damaged(failure)
             except Exception as failure:  # noqa: BLE001 - the boundary of fail-stop, before there is a replica to stop
                 opened.log.close()
                 opened = f"it could not be started: {type(failure).__name__}: {failure}"
@@ -164,7 +171,8 @@ class Host:
         self._note_opened(spec, opened)
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
-            enter=self._enter, read_failed=self._leaving.read_failed, disk_full=lambda: self._disk_full,
+            enter=self._enter, read_failed=self._leaving.read_failed, heartbeats=self.heartbeats,
+            disk_full=lambda: self._disk_full,
         )  # fmt: skip
         group = Group(spec, opened.log, opened.producers, opened.log_start, context)
         self._catching_up.watch(group, begun=opened.copy_begun)
@@ -272,12 +280,35 @@ class Host:
     def receive(self, peer: NodeId, messages: Iterable[peer_pb2.GroupMessage]) -> None:
         """Messages of one peer, as its stream authenticated it."""
         for message in messages:
+            if not message.topic_id:
+                self._receive_list(peer, message)
+                continue
             group = self.groups.get(GroupId(message.topic_id, message.partition))
             if isinstance(group, Group) and group.role is not Role.FAILED:
                 self._guarded(group, lambda group=group, message=message: group.receive(peer, message))  # type: ignore[misc]
                 self.wake(group)
             elif isinstance(group, OfflineGroup) and group.copying is not None:
                 group.copying.receive(peer, message)
+
+    def _receive_list(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
+        if message.HasField("heartbeat_list"):
+            self.heartbeats.on_list(peer, message.heartbeat_list)
+        elif message.HasField("heartbeat_list_reply"):
+            self.heartbeats.on_reply(peer, message.heartbeat_list_reply)
+
+    def _confirm(self, peer: NodeId, row: Row) -> bool:
+        group = self.groups.get(row.group)
+        return isinstance(group, Group) and group.role is not Role.FAILED and group.guard.confirm(peer, row)
+
+    def _beat(self) -> None:
+        if self._stopped:
+            return
+        self._notice_stall()
+        if self._reactor.now() < self._grace_until:  # the answers may have arrived
+            self._reactor.call_at(self._grace_until, self._beat)
+            return
+        self.heartbeats.beat()
+        self._reactor.call_at(self._reactor.now() + limits.HEARTBEAT_INTERVAL, self._beat)
 
     def peer_up(self, peer: NodeId) -> None:
         """A link to a peer stands."""
@@ -287,6 +318,7 @@ class Host:
 
     def peer_down(self, peer: NodeId, *, gone: bool) -> None:
         """A link broke. `gone`: the peer's process has ended (its port refuses connections)."""
+        self.heartbeats.peer_lost(peer)
         for group in self._active():
             group.peer_down(peer, gone=gone)
             self.wake(group)
@@ -401,6 +433,8 @@ class Host:
 
     def _arm(self, group: Group) -> None:
         deadline = group.deadline
+        if deadline == NEVER_DUE:
+            return
         known = self._timers.get(group.group_id)
         if known is not None:
             if known[0] <= deadline:
@@ -412,7 +446,11 @@ class Host:
 
     def _timer_fired(self, group: Group) -> None:
         self._timers.pop(group.group_id, None)
-        if self.groups.get(group.group_id) is group and not self._stopped:
+        if self.groups.get(group.group_id) is not group or self._stopped or group.role is Role.FAILED:
+            return
+        if group.deadline > self._reactor.now():
+            self._arm(group)  # it has moved since, as a follower's does with each heartbeat: nothing to be done yet
+        else:
             self.wake(group)
 
     # ------------------------------------------------------------------ syncing

@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.types import NodeId, RaftIndex
+from fluxd.raft.heartbeats import Row
 from fluxd.raft.journal import ENTRY_WEIGHT, EntryRange
-from fluxd.raft.progress import NEVER, InFlight, Progress
+from fluxd.raft.progress import NEVER, NEVER_DUE, InFlight, Progress
 from fluxlog.v1 import peer_pb2
 
 if TYPE_CHECKING:
@@ -61,13 +63,17 @@ class Leading:
         log = self._guard.journal.log
         self.term_start = RaftIndex(log.last_index + 1)
         now = self._guard.now()
-        self.progress = {peer: Progress(log.last_index + 1, heard_at=now) for peer in self._guard.library_peers}
+        self.progress = {
+            peer: Progress(log.last_index + 1, replied_at=now, told_at=now) for peer in self._guard.library_peers
+        }
         if DISK_PEER in self.progress:
             self.progress[DISK_PEER].match = self.progress[DISK_PEER].received = _ALL
         self._transfer = None
 
     def end(self) -> None:
         """Leadership is over."""
+        for progress in self.progress.values():
+            progress.roused()
         self.progress.clear()
         self._admissions.clear()
         self._transfer = None
@@ -113,7 +119,7 @@ class Leading:
         if progress.in_flight or progress.rewind_to:
             # entries are on the way on the other stream: do not overtake them with a claim that they arrived
             previous = max(progress.received, self._guard.journal.log.first_index)
-        if progress.probe or self._guard.now() >= progress.heartbeat_at:
+        if progress.probe or (progress.rest is None and self._guard.now() >= progress.heartbeat_at):
             self._send(peer, progress, previous)
 
     def tell_commit(self) -> None:
@@ -128,6 +134,7 @@ class Leading:
 
     def _send(self, peer: NodeId, progress: Progress, previous: int, frames: Sequence[bytes] = ()) -> bool:
         guard = self._guard
+        progress.roused()
         progress.sequence += 1
         message = guard.outbox.message()
         append = message.append_entries
@@ -141,12 +148,16 @@ class Leading:
         return guard.outbox.send(peer, message, frames)
 
     def tick(self) -> None:
-        """Before the library's tick: notice what was lost, keep hidden followers alive."""
+        """Before the library's tick: notice what was lost, keep hidden followers alive, tell what lists have told."""
         guard, now = self._guard, self._guard.now()
         for peer, progress in self.progress.items():
             if peer == DISK_PEER:
                 guard.inject_neutral(peer)
                 continue
+            heard_at = progress.heard_at
+            if heard_at > progress.told_at:
+                progress.told_at = heard_at
+                guard.inject_neutral_of(peer, heard_at)
             progress.lose_what_is_overdue(now)
             if not guard.is_exposed(peer):
                 self._send_heartbeat(peer, progress, max(progress.received, guard.journal.log.first_index))
@@ -167,13 +178,39 @@ class Leading:
     def peer_lost(self, peer: NodeId) -> None:
         """The link broke: what was on it is gone."""
         if peer in self.progress:
+            self.progress[peer].roused()
             self.progress[peer].lost()
+
+    # ------------------------------------------------------------------ resting
+    def settle(self) -> None:
+        """At the end of a step: the group rests towards followers with whom nothing is under way (`heartbeats.py`)."""
+        guard, journal = self._guard, self._guard.journal
+        now, last_index = guard.now(), journal.log.last_index
+        at_rest = (
+            journal.commit_index == last_index == journal.log.synced_index
+            and last_index >= self.term_start
+            and not (self._reads or self._admissions or self._transfer)
+            and guard.votes_durable()
+        )
+        for peer, progress in self.progress.items():
+            if peer == DISK_PEER:
+                continue
+            if not at_rest or progress.is_under_way(last_index, now):
+                progress.roused()
+            elif progress.rest is None and guard.is_exposed(peer) and guard.transport.is_connected(peer):
+                row = Row(guard.group, guard.generation, guard.term, last_index)
+                progress.rest = guard.heartbeats.rest(peer, row, partial(self._roused, progress))
+
+    def _roused(self, progress: Progress) -> None:
+        progress.roused()
+        self._guard.rouse()
 
     @property
     def deadline(self) -> float:
         """When a heartbeat is due."""
-        due = [p.heartbeat_at for peer, p in self.progress.items() if peer != DISK_PEER]
-        return min(due) if due else self._guard.now() + limits.HEARTBEAT_INTERVAL
+        if DISK_PEER in self.progress:
+            return self._guard.now() + limits.HEARTBEAT_INTERVAL
+        return min((p.heartbeat_at for p in self.progress.values() if p.rest is None), default=NEVER_DUE)
 
     # ------------------------------------------------------------------ replies
     def on_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
@@ -186,7 +223,7 @@ class Leading:
         if now < progress.leaving_until:
             self._guard.count("reply_of_a_leaving_replica")
             return
-        progress.heard_at = now
+        progress.replied_at = progress.told_at = now
         progress.acked_sequence = max(progress.acked_sequence, reply.echoed_sequence)
         if reply.success:
             if reply.received_index > log.last_index:
@@ -298,6 +335,7 @@ class Leading:
         if 2 * (len(staying) + 1) <= len(self.progress) + 1 or progress.match > self._guard.journal.commit_index:
             return False
         progress.leaving_until = now + 2 * limits.IN_SYNC_TIMEOUT
+        progress.roused()
         return True
 
     def _finish_admissions(self) -> None:

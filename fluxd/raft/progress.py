@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fluxd.core import limits
 
+if TYPE_CHECKING:
+    from fluxd.raft.heartbeats import Rest
+
 NEVER = float("-inf")
+NEVER_DUE = float("inf")
 _PATIENCE_MAX = 60.0
 
 
@@ -48,7 +52,11 @@ class Progress:
     received: int = 0
     given: int = 0
     acked_sequence: int = 0
-    heard_at: float = NEVER
+    replied_at: float = NEVER
+    told_at: float = NEVER
+    """When the library was last told that this follower is there."""
+    rest: Rest | None = None
+    """The group rests towards this follower: it is a row of its node's heartbeat."""
     caught_up_at: float = NEVER
     """Last time when everything that the leader had was on this follower's disk."""
     heartbeat_at: float = NEVER
@@ -126,6 +134,35 @@ class Progress:
         self.in_flight.clear()
         self.in_flight_bytes = 0
 
+    @property
+    def heard_at(self) -> float:
+        """When this follower was last heard, by a reply of its own or by the answer to a list."""
+        return max(self.replied_at, self.rest.heard_at) if self.rest else self.replied_at
+
+    def is_under_way(self, last_index: int, now: float) -> bool:
+        """Something is on the way, was lost, wanted or not answered; or this follower lacks entries, or leaves."""
+        return (
+            self.acked_sequence != self.sequence
+            or self.match != last_index
+            or self.next_index != last_index + 1
+            or self.commit_sent != last_index
+            or now < self.leaving_until
+            or bool(self.in_flight or self.rewind_to or self.probe or self.is_copying or self.is_behind)
+        )
+
+    def roused(self) -> None:
+        """The group rests no more towards this follower; a heartbeat is due."""
+        if self.rest is not None:
+            heard_at = self.heard_at
+            if self.rest.heard_at == heard_at:  # it had everything then
+                self.caught_up_at = max(self.caught_up_at, heard_at)
+                self._end_at_last_reply, self._last_reply_at = self.rest.row.last_index, heard_at
+            self.replied_at = heard_at
+            self.rest.end()
+            self.rest = None
+            self.heartbeat_at = NEVER
+
     def in_sync(self, now: float) -> bool:
         """Member of the ISR."""
-        return now - self.caught_up_at <= limits.IN_SYNC_TIMEOUT
+        caught_up_at = max(self.caught_up_at, self.rest.heard_at) if self.rest else self.caught_up_at
+        return now - caught_up_at <= limits.IN_SYNC_TIMEOUT

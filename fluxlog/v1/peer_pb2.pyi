@@ -208,7 +208,7 @@ Global___PeerFrame: _TypeAlias = PeerFrame  # noqa: Y015
 
 @_typing.final
 class GroupMessage(_message.Message):
-    """One Raft message of one group. The sender is the stream's, never the message's."""
+    """One Raft message of one group, or (the last two) of all. The sender is the stream's, never the message's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -226,6 +226,8 @@ class GroupMessage(_message.Message):
     TIMEOUT_NOW_FIELD_NUMBER: _builtins.int
     COPY_REQUEST_FIELD_NUMBER: _builtins.int
     COPY_REPLY_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_LIST_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_LIST_REPLY_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.bytes
     """16 bytes."""
     partition: _builtins.int
@@ -252,6 +254,12 @@ class GroupMessage(_message.Message):
     def copy_request(self) -> Global___CopyRequest: ...
     @_builtins.property
     def copy_reply(self) -> Global___CopyReply: ...
+    @_builtins.property
+    def heartbeat_list(self) -> Global___HeartbeatList:
+        """Of the node, not of a group: all fields above are empty."""
+
+    @_builtins.property
+    def heartbeat_list_reply(self) -> Global___HeartbeatListReply: ...
     def __init__(
         self,
         *,
@@ -269,16 +277,112 @@ class GroupMessage(_message.Message):
         timeout_now: Global___TimeoutNow | None = ...,
         copy_request: Global___CopyRequest | None = ...,
         copy_reply: Global___CopyReply | None = ...,
+        heartbeat_list: Global___HeartbeatList | None = ...,
+        heartbeat_list_reply: Global___HeartbeatListReply | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "copy_reply", b"copy_reply", "copy_request", b"copy_request", "higher_term", b"higher_term", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "copy_reply", b"copy_reply", "copy_request", b"copy_request", "heartbeat_list", b"heartbeat_list", "heartbeat_list_reply", b"heartbeat_list_reply", "higher_term", b"higher_term", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "copy_reply", b"copy_reply", "copy_request", b"copy_request", "generation", b"generation", "higher_term", b"higher_term", "partition", b"partition", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "term", b"term", "timeout_now", b"timeout_now", "topic_id", b"topic_id", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "body", b"body", "copy_reply", b"copy_reply", "copy_request", b"copy_request", "generation", b"generation", "heartbeat_list", b"heartbeat_list", "heartbeat_list_reply", b"heartbeat_list_reply", "higher_term", b"higher_term", "partition", b"partition", "pre_vote_reply", b"pre_vote_reply", "pre_vote_request", b"pre_vote_request", "term", b"term", "timeout_now", b"timeout_now", "topic_id", b"topic_id", "vote_reply", b"vote_reply", "vote_request", b"vote_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["append_entries", "append_reply", "vote_request", "vote_reply", "pre_vote_request", "pre_vote_reply", "higher_term", "timeout_now", "copy_request", "copy_reply"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["append_entries", "append_reply", "vote_request", "vote_reply", "pre_vote_request", "pre_vote_reply", "higher_term", "timeout_now", "copy_request", "copy_reply", "heartbeat_list", "heartbeat_list_reply"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___GroupMessage: _TypeAlias = GroupMessage  # noqa: Y015
+
+@_typing.final
+class HeartbeatList(_message.Message):
+    """One heartbeat for all groups that the sender leads and that rest towards the receiver: nothing is under way, and the receiver has
+    acknowledged all of the log. A row changes nothing in a group; it is compared. Sent also without rows: a node that does not answer lists
+    gets a heartbeat for each group.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_NONCE_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    TOPIC_IDS_FIELD_NUMBER: _builtins.int
+    TOPICS_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    LAST_INDEXES_FIELD_NUMBER: _builtins.int
+    process_nonce: _builtins.int
+    """Random, of the sender's process."""
+    round: _builtins.int
+    """Ascending in one process."""
+    @_builtins.property
+    def topic_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One row for each group; the columns are equally long.
+        Place in topic_ids.
+        """
+
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The sender leads in this term."""
+
+    @_builtins.property
+    def last_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The last entry of its log, which is committed."""
+
+    def __init__(
+        self,
+        *,
+        process_nonce: _builtins.int = ...,
+        round: _builtins.int = ...,
+        topic_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        topics: _abc.Iterable[_builtins.int] | None = ...,
+        partitions: _abc.Iterable[_builtins.int] | None = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        terms: _abc.Iterable[_builtins.int] | None = ...,
+        last_indexes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations", "last_indexes", b"last_indexes", "partitions", b"partitions", "process_nonce", b"process_nonce", "round", b"round", "terms", b"terms", "topic_ids", b"topic_ids", "topics", b"topics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatList: _TypeAlias = HeartbeatList  # noqa: Y015
+
+@_typing.final
+class HeartbeatListReply(_message.Message):
+    """For every row that is not named the receiver has made sure: the group is open, in that generation and term, follows the sender, and has the
+    log up to that entry and not beyond, verified, committed and on its disk, as well as the term.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_NONCE_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    EXCEPTIONS_FIELD_NUMBER: _builtins.int
+    process_nonce: _builtins.int
+    """Echoed."""
+    round: _builtins.int
+    @_builtins.property
+    def exceptions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Row numbers, from 0."""
+
+    def __init__(
+        self,
+        *,
+        process_nonce: _builtins.int = ...,
+        round: _builtins.int = ...,
+        exceptions: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exceptions", b"exceptions", "process_nonce", b"process_nonce", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatListReply: _TypeAlias = HeartbeatListReply  # noqa: Y015
 
 @_typing.final
 class AppendEntries(_message.Message):

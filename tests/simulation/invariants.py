@@ -5,7 +5,7 @@ Each entry's checksum covers all entries before it, so equal checksums at an ind
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from random import Random
 from typing import Protocol
@@ -24,6 +24,11 @@ from tests.simulation.disk import SimDisk
 from tests.simulation.node import GROUP, VOTES
 
 DIRECTORY = f"partitions/{GROUP.directory_name}"
+
+
+_Row = tuple[int, int, int]
+"""(generation, term, last index)"""
+_LISTS_REMEMBERED = 1_000
 
 
 class Violation(AssertionError):
@@ -86,6 +91,10 @@ class Invariants:
         self._votes_cache: dict[NodeId, tuple[bytes | None, tuple[int, NodeId | None]]] = {}
         self._log_starts: dict[int, int] = {}
         """commit index -> log start offset: a function of the committed entries"""
+        self._lists: OrderedDict[tuple[NodeId, NodeId, int, int], dict[int, _Row]] = OrderedDict()
+        """(leader, follower, process, round) -> this group's row by its number, of lists that may still be answered"""
+        self._confirmed: set[tuple[NodeId, NodeId, _Row]] = set()
+        """(leader, follower, row): confirmed at least once"""
         self._durable_votes: dict[tuple[NodeId, bytes, int], NodeId | None] = {}
 
     # ------------------------------------------------------------------ after a step of one node
@@ -112,6 +121,7 @@ class Invariants:
         self._log(node, group, seen)
         if group.role is Role.LEADER:
             self._leader(node, group, seen)
+            self._rests(node, group)
         else:
             seen.leads_term = 0
         self._commit(node, group, seen)
@@ -120,6 +130,15 @@ class Invariants:
     def _may_fail(node: Watched, why: str) -> bool:
         """Its disk failed: nothing else may stop a replica."""
         return node.disk.errors > 0 and why.startswith(("its disk failed: ", "its files cannot be opened: "))
+
+    def _rests(self, node: Watched, group: Group) -> None:
+        for peer, progress in group.guard.leading.progress.items():
+            rest = progress.rest
+            if rest is None or rest.heard_at < 0:
+                continue
+            row = (rest.row.generation, rest.row.term, rest.row.last_index)
+            if row[1] != group.term or (node.node_id, peer, row) not in self._confirmed:
+                raise Violation(f"I14: node {node.node_id} takes {row} for confirmed by node {peer}")
 
     def _terms(self, node: Watched, group: Group, seen: _Seen) -> None:
         opened = (group, group.openings)
@@ -275,6 +294,46 @@ class Invariants:
                 verify_frame(frame)
         elif body == "append_reply" and message.append_reply.success:
             self._check_acknowledgement(node, target, message)
+        elif body == "heartbeat_list":
+            self._check_list(node, target, message.heartbeat_list)
+        elif body == "heartbeat_list_reply":
+            self._check_list_reply(node, target, message.heartbeat_list_reply)
+
+    def _check_list(self, node: Watched, target: NodeId, heartbeat: peer_pb2.HeartbeatList) -> None:
+        """I14: a row names a term that its sender leads durably, and an entry that is committed."""
+        rows: dict[int, _Row] = {}
+        columns = zip(
+            heartbeat.topics, heartbeat.partitions, heartbeat.generations, heartbeat.terms, heartbeat.last_indexes,
+            strict=True,
+        )  # fmt: skip
+        for number, (topic, partition, *row) in enumerate(columns):
+            if GroupId(heartbeat.topic_ids[topic], partition) != self._group_id:
+                continue
+            generation, term, last_index = rows[number] = (row[0], row[1], row[2])
+            if self._leaders.get(term) != node.node_id or last_index not in self.ledger:
+                raise Violation(f"I14: node {node.node_id} lists {last_index}@{term}.{generation}")
+            if max(self._vote_on_disk(node)[0], self._last_term_on_disk(node)) < term:
+                raise Violation(f"I7: node {node.node_id} lists term {term}, which its disk does not know")
+        self._lists[(node.node_id, target, heartbeat.process_nonce, heartbeat.round)] = rows
+        if len(self._lists) > _LISTS_REMEMBERED:
+            self._lists.popitem(last=False)
+
+    def _check_list_reply(self, node: Watched, target: NodeId, reply: peer_pb2.HeartbeatListReply) -> None:
+        """I14: who confirms a row is in that term, durably, with everything committed up to that entry on disk."""
+        rows = self._lists.get((target, node.node_id, reply.process_nonce, reply.round), {})
+        for number, (generation, term, last_index) in rows.items():
+            self.counts["rows_listed"] += 1
+            if number in reply.exceptions:
+                self.counts["rows_refused"] += 1
+                continue
+            group = node.group
+            if group is None or (group.generation, group.term) != (generation, term):
+                raise Violation(f"I14: node {node.node_id} confirms term {term}.{generation}, in which it is not")
+            if max(self._vote_on_disk(node)[0], self._last_term_on_disk(node)) < term:
+                raise Violation(f"I7: node {node.node_id} confirms term {term}, which its disk does not know")
+            if self.durable(node).get(last_index) != self.ledger[last_index][1]:
+                raise Violation(f"I14: node {node.node_id} confirms entry {last_index}, which is not on its disk")
+            self._confirmed.add((target, node.node_id, (generation, term, last_index)))
 
     def _last_term_on_disk(self, node: Watched) -> int:
         """An entry of a term on disk keeps the term as well as a vote record does."""

@@ -227,8 +227,13 @@ def is_append(message: Message) -> bool:
 
 
 def is_heartbeat(message: Message) -> bool:
-    """An AppendEntries without entries."""
-    return message.WhichOneof("body") == "append_entries" and not message.append_entries.frames
+    """An AppendEntries without entries, or the list that stands for many."""
+    return is_list(message) or (message.WhichOneof("body") == "append_entries" and not message.append_entries.frames)
+
+
+def is_list(message: Message) -> bool:
+    """A heartbeat of all groups that rest."""
+    return message.WhichOneof("body") == "heartbeat_list"
 
 
 def is_reply(message: Message) -> bool:

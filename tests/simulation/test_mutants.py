@@ -35,6 +35,6 @@ def test_no_mutant_is_stale(mutant: Mutant, tmp_path: Path) -> None:
 
 
 def test_every_measure_is_among_them() -> None:
-    """C1 to C6 and a lost disk, each at least once."""
+    """C1 to C6, the heartbeat for all groups and a lost disk, each at least once."""
     names = {mutant.name.split("-")[0] for mutant in ESSENTIAL}
-    assert names == {"c1", "c2", "c3", "c4", "c5", "c6", "lost"}
+    assert names == {"c1", "c2", "c3", "c4", "c5", "c6", "lost", "list"}

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutation import catching_up, copying, durability, elections, proposals, replication, trimming
+from tests.simulation.mutation import (
+    catching_up,
+    copying,
+    durability,
+    elections,
+    heartbeats,
+    proposals,
+    replication,
+    trimming,
+)
 from tests.simulation.mutation.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *replication.MUTANTS,
     *durability.MUTANTS,
     *elections.MUTANTS,
+    *heartbeats.MUTANTS,
     *proposals.MUTANTS,
     *trimming.MUTANTS,
     *copying.MUTANTS,

@@ -1,0 +1,216 @@
+"""One heartbeat for each pair of nodes, instead of one for each group that one of them leads.
+
+A group *rests* towards a follower when nothing is under way between the two and the follower has acknowledged all of
+the log, which is committed. Such groups are rows of one list, sent every HEARTBEAT_INTERVAL; neither side steps them.
+The receiver compares each row with its replica and answers with the rows that do not fit exactly; those, and all when
+answers fail to come, get heartbeats of their own again, which can do what a row cannot: tell a term, a commit index,
+send again.
+
+Why that is safe: **a row changes nothing in a group but the follower's election timer, and its answer nothing but the
+leader's belief that the follower is there.** Neither moves a term, a vote, a match or a commit index, and a read that
+must be current never counts an answer to a list. For both beliefs the same is asked as of an ordinary heartbeat: the
+leader of exactly this term was heard; a replica was heard that is open, in exactly this term, durably, with the log on
+its disk. A row is no claim about the past: it is checked when it arrives, and an answer counts for the rows of exactly
+the list that it names, in the process that sent it.
+
+The library hears of the answers when it is next stepped, dated when they came (`Leading.tick`): a leader that rested
+would else find itself alone, and step down.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from fluxd.core import limits
+from fluxd.core.runtime import Reactor
+from fluxd.core.types import GroupId, NodeId
+from fluxd.raft.progress import NEVER
+from fluxd.raft.transport import Transport
+from fluxlog.v1 import peer_pb2
+
+_SILENT_AFTER = limits.ELECTION_TIMEOUT_MIN - 0.5 * limits.HEARTBEAT_INTERVAL
+"""A list that was not answered within this time: its groups look for themselves, and step down where no majority is
+left. Not sooner: a node that is slow to answer must not be sent many messages instead of one."""
+_PAST_PROCESSES = 16
+_NONCE_BITS = 53
+
+
+class Row(NamedTuple):
+    """What a list says of one group."""
+
+    group: GroupId
+    generation: int
+    term: int
+    last_index: int
+
+
+class Rest:
+    """That a group rests towards one follower.
+
+    Args:
+        roused: called when it cannot rest any more for a reason of the pair's.
+    """
+
+    __slots__ = ("_pair", "_since", "roused", "row")
+
+    def __init__(self, pair: _Pair, row: Row, roused: Callable[[], None]) -> None:
+        self._pair, self.row, self.roused = pair, row, roused
+        self._since = pair.round + 1
+
+    @property
+    def heard_at(self) -> float:
+        """When the follower last confirmed this row."""
+        return self._pair.heard_at if self._pair.confirmed_round >= self._since else NEVER
+
+    def end(self) -> None:
+        """The row goes. Harmless when it has gone."""
+        if self._pair.rows.get(self.row.group) is self:
+            del self._pair.rows[self.row.group]
+            self._pair.listed = None
+
+
+class _Pair:
+    """This node as a leader, and one follower node."""
+
+    def __init__(self) -> None:
+        self.rows: dict[GroupId, Rest] = {}
+        self.listed: tuple[Rest, ...] | None = None
+        """The rows as `message` has them; None: they have changed."""
+        self.message = peer_pb2.GroupMessage()
+        self.round = self.confirmed_round = 0
+        self.outstanding: deque[tuple[int, float, tuple[Rest, ...]]] = deque()
+        """Lists sent and not answered: (round, when, rows)."""
+        self.heard_at = NEVER
+        self.answers = False
+        """The other node is there and answers lists."""
+
+    def build(self, process_nonce: int) -> tuple[Rest, ...]:
+        """Bring `message` up to date, but for the round."""
+        if self.listed is None:
+            self.listed = tuple(self.rows.values())
+            heartbeat = peer_pb2.HeartbeatList(process_nonce=process_nonce)
+            rows = [rest.row for rest in self.listed]
+            topic_ids = dict.fromkeys(row.group.topic_id for row in rows)
+            topics = {topic_id: number for number, topic_id in enumerate(topic_ids)}
+            heartbeat.topic_ids.extend(topics)
+            heartbeat.topics.extend([topics[row.group.topic_id] for row in rows])
+            heartbeat.partitions.extend([row.group.partition for row in rows])
+            heartbeat.generations.extend([row.generation for row in rows])
+            heartbeat.terms.extend([row.term for row in rows])
+            heartbeat.last_indexes.extend([row.last_index for row in rows])
+            self.message.heartbeat_list.CopyFrom(heartbeat)
+        return self.listed
+
+
+class Check(Protocol):
+    """Whether this node's replica is exactly what a row says; its election timer then begins anew."""
+
+    def __call__(self, peer: NodeId, row: Row) -> bool: ...
+
+
+class Heartbeats:
+    """Of one node, in both roles.
+
+    Args:
+        check: see there.
+    """
+
+    def __init__(self, reactor: Reactor, transport: Transport, check: Check) -> None:
+        self._reactor, self._transport, self._check = reactor, transport, check
+        self._nonce = int(reactor.random() * (1 << _NONCE_BITS)) + 1
+        self._pairs: dict[NodeId, _Pair] = {}
+        self._heard: dict[NodeId, tuple[int, int]] = {}
+        """Last list of each node: (process nonce, round)."""
+        self._past: dict[NodeId, deque[int]] = {}
+        """Earlier processes of each node: what they sent is stale."""
+        self.counters: Counter[str] = Counter()
+
+    # ------------------------------------------------------------------ the leader's side
+    def rest(self, peer: NodeId, row: Row, roused: Callable[[], None]) -> Rest | None:
+        """List a group from the next round on; None: that node does not answer lists (now)."""
+        pair = self._pairs.setdefault(peer, _Pair())
+        if not pair.answers:
+            return None
+        rest = pair.rows[row.group] = Rest(pair, row, roused)
+        pair.listed = None
+        return rest
+
+    def beat(self) -> None:
+        """Every HEARTBEAT_INTERVAL: one list for each node that groups here wanted to rest towards."""
+        now = self._reactor.now()
+        for peer, pair in self._pairs.items():
+            if pair.outstanding and now - pair.outstanding[0][1] >= _SILENT_AFTER:
+                self.counters["pair_fell_silent"] += 1
+                self.peer_lost(peer)
+            listed = pair.build(self._nonce)
+            pair.round += 1
+            pair.message.heartbeat_list.round = pair.round
+            if self._transport.send(peer, pair.message):
+                pair.outstanding.append((pair.round, now, listed))
+
+    def peer_lost(self, peer: NodeId) -> None:
+        """Nothing rests towards that node until it has answered again."""
+        pair = self._pairs.get(peer)
+        if pair is not None:
+            pair.answers = False
+            pair.outstanding.clear()
+            for rest in tuple(pair.rows.values()):
+                rest.roused()
+
+    def on_reply(self, peer: NodeId, reply: peer_pb2.HeartbeatListReply) -> None:
+        """An answer: counts for the rows of the list that it names."""
+        pair = self._pairs.get(peer)
+        if pair is None or reply.process_nonce != self._nonce:
+            self.counters["foreign_list_reply"] += 1
+            return
+        while pair.outstanding and pair.outstanding[0][0] < reply.round:
+            pair.outstanding.popleft()
+        if not pair.outstanding or pair.outstanding[0][0] != reply.round:
+            self.counters["stale_list_reply"] += 1
+            return
+        _, _, listed = pair.outstanding.popleft()
+        pair.answers = True
+        # first, so that what is named does not count as confirmed
+        for number in reply.exceptions:
+            if number < len(listed) and pair.rows.get(listed[number].row.group) is listed[number]:
+                listed[number].roused()
+        pair.confirmed_round, pair.heard_at = reply.round, self._reactor.now()
+
+    # ------------------------------------------------------------------ the follower's side
+    def on_list(self, peer: NodeId, heartbeat: peer_pb2.HeartbeatList) -> None:
+        """A list: every row is compared, and those that do not fit are named."""
+        topic_ids, columns = heartbeat.topic_ids, len(heartbeat.topics)
+        if not self._is_new(peer, heartbeat):
+            self.counters["stale_list"] += 1
+            return
+        reply = peer_pb2.HeartbeatListReply(process_nonce=heartbeat.process_nonce, round=heartbeat.round)
+        rows = zip(
+            heartbeat.topics, heartbeat.partitions, heartbeat.generations, heartbeat.terms, heartbeat.last_indexes,
+            strict=True,
+        )  # fmt: skip
+        try:
+            for number, (topic, partition, generation, term, last_index) in enumerate(rows):
+                group = GroupId(topic_ids[topic], partition)
+                if not self._check(peer, Row(group, generation, term, last_index)):
+                    reply.exceptions.append(number)
+        except (ValueError, IndexError):  # columns of different length, or a topic that is not there
+            self.counters["bad_list"] += 1
+            return
+        self.counters["rows_checked"] += columns
+        self.counters["rows_refused"] += len(reply.exceptions)
+        self._transport.send(peer, peer_pb2.GroupMessage(heartbeat_list_reply=reply))
+
+    def _is_new(self, peer: NodeId, heartbeat: peer_pb2.HeartbeatList) -> bool:
+        nonce, last_round = self._heard.get(peer, (0, 0))
+        if heartbeat.process_nonce == nonce:
+            if heartbeat.round <= last_round:
+                return False
+        else:
+            past = self._past.setdefault(peer, deque(maxlen=_PAST_PROCESSES))
+            if heartbeat.process_nonce in past:
+                return False
+            past.append(nonce)
+        self._heard[peer] = (heartbeat.process_nonce, heartbeat.round)
+        return True

@@ -1,0 +1,156 @@
+"""Mutants of the heartbeat for all groups that rest: what a row, and its answer, may stand for."""
+
+from __future__ import annotations
+
+from tests.simulation.mutation.mutant import Edit, Mutant
+
+_HEARTBEATS = "fluxd/raft/heartbeats.py"
+_GUARD = "fluxd/raft/guard.py"
+_FOLLOWING = "fluxd/raft/following.py"
+_LEADING = "fluxd/raft/leading.py"
+_TESTS = "tests/simulation/test_heartbeats.py::"
+_LEADER = "if self._leader != (row.term, peer) or self._guard.is_leader:"
+_VERIFIED = "if not self.verified == journal.commit_index == log.last_index == log.synced_index == last_index:"
+
+MUTANTS = (
+    Mutant(
+        "list-library-told",
+        "C12 the library hears of the lists before it is ticked",
+        (Edit(_LEADING, "                guard.inject_neutral_of(peer, heard_at)\n", ""),),
+        guard=_TESTS + "test_the_first_proposal_after_a_long_rest_finds_its_leader_in_office",
+        essential=True,
+    ),
+    Mutant(
+        "list-answer-dated",
+        "C12 an answer is dated when it came, not when the library is told",
+        (
+            Edit(
+                _GUARD,
+                "library.CLOCK.now = library.CLOCK.now, heard_at",
+                "library.CLOCK.now = (library.CLOCK.now,) * 2",
+            ),
+        ),
+        guard=_TESTS + "test_an_answer_that_is_late_is_dated_when_it_came",
+    ),
+    Mutant(
+        "list-row-term",
+        "C12 a row counts in exactly its term",
+        (
+            Edit(_GUARD, " and row.term == self.term and", " and"),
+            Edit(
+                _FOLLOWING,
+                "if self._leader != (row.term, peer) or self._guard.is_leader:",
+                "if self._leader[1] != peer:",
+            ),
+        ),
+        guard=_TESTS + "test_a_row_must_fit_exactly",
+    ),
+    Mutant(
+        "list-row-leader",
+        "C12 a row is the leader's",
+        (Edit(_FOLLOWING, _LEADER, "if False:"),),
+        guard=_TESTS + "test_a_row_of_another_node_is_an_exception",
+    ),
+    Mutant(
+        "list-row-generation",
+        "C12 a row counts in exactly its generation",
+        (Edit(_GUARD, "row.generation == self.generation and ", ""),),
+        guard=_TESTS + "test_a_row_must_fit_exactly",
+    ),
+    Mutant(
+        "list-row-votes",
+        "C12, C5 a replica whose term is not durable confirms nothing",
+        (Edit(_GUARD, "row.term == self.term and self.votes_durable()", "row.term == self.term"),),
+        guard=_TESTS + "test_a_follower_whose_term_is_not_on_its_disk_confirms_nothing",
+    ),
+    Mutant(
+        "list-row-log",
+        "C12 a row counts for exactly its log end",
+        (Edit(_FOLLOWING, _VERIFIED, "if log.last_index != log.synced_index:"),),
+        guard=_TESTS + "test_a_row_must_fit_exactly",
+        essential=True,
+    ),
+    Mutant(
+        "list-row-disk",
+        "C12, C5 a replica confirms what is on its disk",
+        (Edit(_FOLLOWING, "log.last_index == log.synced_index == last_index", "log.last_index == last_index"),),
+        guard=_TESTS + "test_a_follower_with_something_unsynced_confirms_nothing",
+    ),
+    Mutant(
+        "list-exceptions",
+        "C12 an exception rouses its group",
+        (Edit(_HEARTBEATS, "                listed[number].roused()\n", "                pass\n"),),
+        guard=_TESTS + "test_a_follower_whose_term_is_not_on_its_disk_confirms_nothing",
+        essential=True,
+    ),
+    Mutant(
+        "list-silence",
+        "C12 groups whose lists are not answered look for themselves",
+        (Edit(_HEARTBEATS, "if pair.outstanding and now - pair.outstanding[0][1] >= _SILENT_AFTER:", "if False:"),),
+        guard=_TESTS + "test_when_answers_stop_each_group_looks_for_itself",
+        essential=True,
+    ),
+    Mutant(
+        "list-since",
+        "C12 an answer counts for the rows of its list only",
+        (Edit(_HEARTBEATS, "if self._pair.confirmed_round >= self._since else NEVER", ""),),
+        guard=_TESTS + "test_an_answer_does_not_count_for_a_group_that_was_listed_later",
+    ),
+    Mutant(
+        "list-stale",
+        "C12 a list of the past is not answered",
+        (Edit(_HEARTBEATS, "if heartbeat.round <= last_round:", "if False:"),),
+        guard=_TESTS + "test_stale_and_repeated_lists_are_not_answered",
+    ),
+    Mutant(
+        "list-past-process",
+        "C12 nor one of an earlier process",
+        (Edit(_HEARTBEATS, "if heartbeat.process_nonce in past:", "if False:"),),
+        guard=_TESTS + "test_a_list_of_an_earlier_process_is_stale",
+    ),
+    Mutant(
+        "list-reply-nonce",
+        "C12 an answer to an earlier process does not count",
+        (Edit(_HEARTBEATS, "if pair is None or reply.process_nonce != self._nonce:", "if pair is None:"),),
+        guard=_TESTS + "test_an_answer_to_an_earlier_process_does_not_count",
+    ),
+    Mutant(
+        "list-reply-stale",
+        "C12 an answer counts once",
+        (
+            Edit(
+                _HEARTBEATS,
+                "        if not pair.outstanding or pair.outstanding[0][0] != reply.round:\n"
+                '            self.counters["stale_list_reply"] += 1\n            return\n'
+                "        _, _, listed = pair.outstanding.popleft()\n",
+                "        listed = pair.outstanding.popleft()[2] if pair.outstanding else ()\n",
+            ),
+        ),
+        guard=_TESTS + "test_an_answer_to_an_earlier_process_does_not_count",
+    ),
+    Mutant(
+        "list-capability",
+        "C12 a node that does not answer lists is sent none with rows",
+        (Edit(_HEARTBEATS, "if not pair.answers:", "if False:"),),
+        guard=_TESTS + "test_when_lists_are_not_answered_each_group_sends_its_own_heartbeats",
+    ),
+    Mutant(
+        "list-under-way",
+        "C12 a group rests only when nothing is under way",
+        (Edit(_LEADING, "if not at_rest or progress.is_under_way(last_index, now):", "if not at_rest:"),),
+        guard=_TESTS + "test_a_leader_does_not_list_what_is_under_way",
+    ),
+    Mutant(
+        "list-lost-leadership",
+        "C12 a leadership that is lost is listed no more",
+        (
+            Edit(
+                _LEADING,
+                "        for progress in self.progress.values():\n            progress.roused()\n"
+                "        self.progress.clear()",
+                "        self.progress.clear()",
+            ),
+        ),
+        guard=_TESTS + "test_a_lost_leadership_is_not_listed",
+    ),
+)
