@@ -70,8 +70,20 @@ bench: $(STAMP) ## speed of a three-node cluster beside the machine's limits: ma
 bench-core: $(STAMP) ## speed of three replicas in one process beside the disk's limit: make bench-core ARGS="--quick"
 	$(BIN)/python -m tests.bench.core $(ARGS)
 
+bench-ops: $(STAMP) ## the four below, one after another (25 minutes): make bench-ops ARGS="--quick"
+	$(BIN)/python -m tests.bench.ops $(ARGS)
+
 bench-failover: $(STAMP) ## for how long can nothing be written when a leader goes?
 	$(BIN)/python -m tests.bench.failover $(ARGS)
+
+bench-recovery: $(STAMP) ## a node with 2 GB: killed and started, and with a wiped disk
+	$(BIN)/python -m tests.bench.recovery $(ARGS)
+
+bench-retention: $(STAMP) ## a topic with retention.bytes, written at full speed
+	$(BIN)/python -m tests.bench.retention $(ARGS)
+
+bench-flood: $(STAMP) ## 200 clients that produce 1 MiB at a time, as fast as they can
+	$(BIN)/python -m tests.bench.flood $(ARGS)
 
 docker-image: ## the container image: make docker-image IMAGE=fluxd:latest
 	deploy/build-image $(IMAGE)

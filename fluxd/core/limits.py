@@ -104,8 +104,8 @@ NO_QUORUM_ANSWER: Final = 0.2
 """Without a quorum the refusal is given within this time."""
 COPY_CHUNK_BYTES: Final = 1 * MIB
 """Of a log, asked for at once by a replica that copies it; one entry may be larger."""
-COPY_BYTES_PER_SECOND: Final = 32 * MIB
-"""Of one replica."""
+COPY_BYTES_PER_SECOND: Final = 64 * MIB
+"""Of all replicas that a node copies, together."""
 COPY_RETRY: Final = 1.0
 """A request for a piece that was not answered is repeated after so many seconds."""
 COPY_VOTERS_MIN: Final = 3

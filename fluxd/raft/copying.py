@@ -3,7 +3,7 @@ but whose leader no longer has what it needs next (`beside`).
 
 One that takes no part: a durable mark precedes the first byte: while it is there the directory is no replica's,
 whatever else is in it. What was there before is set aside as it is. Then the leader's snapshot and its committed
-entries are asked for piece by piece, one request at a time and no faster than limits.COPY_BYTES_PER_SECOND; each piece
+entries are asked for piece by piece, one request at a time and no faster than `CopyPace` allows; each piece
 is synced before the next is asked for. A request that is not answered is repeated, at whoever leads by then. After a
 restart the copy goes on where it was.
 
@@ -36,6 +36,7 @@ from fluxd.core.entry import Stamp, verify_frame
 from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import NodeId, RaftIndex, Term
+from fluxd.raft.copy_pace import CopyPace
 from fluxd.raft.spec import GroupSpec
 from fluxd.raft.transport import Transport
 from fluxd.storage import copies
@@ -63,6 +64,8 @@ class CopyContext:
     """Have the votes synced soon; `Copying.on_votes_synced` follows."""
     bind: Callable[[GroupSpec, Callable[[], None]], None] | None
     """Commit that the replica's vote is bound to this node's directory, then call back; None: it never has to be."""
+    pace: CopyPace
+    """Shared by all replicas of the node."""
     finished: Callable[[], None]
     """The replica can be opened; or, beside: the copy can take the log's place."""
     disk_full: Callable[[], bool] = lambda: False
@@ -254,7 +257,7 @@ class Copying:
     # ------------------------------------------------------------------ what comes
     def _take(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         reply, size = message.copy_reply, message.ByteSize()
-        self._not_before = self._context.reactor.now() + size / limits.COPY_BYTES_PER_SECOND
+        self._not_before = self._context.pace.spend(size)
         self._commit_index = max(self._commit_index, reply.commit_index)
         known = self._goal and self._log is not None
         self._goal = min(self._goal, reply.commit_index) if known else reply.commit_index

@@ -20,6 +20,7 @@ from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft import library
 from fluxd.raft.catching_up import CatchingUp
 from fluxd.raft.context import GroupContext
+from fluxd.raft.copy_pace import CopyPace
 from fluxd.raft.copying import CopyContext, Copying
 from fluxd.raft.group import Group
 from fluxd.raft.healing import Backoff, Healing
@@ -87,6 +88,7 @@ class Host:
         self._scheduled = False
         self._syncing: dict[GroupId, float] = {}
         self._reopening: set[GroupId] = set()
+        self._copy_pace = CopyPace(reactor)
         self._housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)
         self._vote_syncing = (
             None
@@ -232,7 +234,7 @@ class Host:
         assert self._votes is not None
         return CopyContext(
             self._reactor, self._fs, self._transport, self._votes, self._log_event, sync_votes=self._sync_votes,
-            bind=self.bind, finished=finished, disk_full=lambda: self._disk_full,
+            bind=self.bind, pace=self._copy_pace, finished=finished, disk_full=lambda: self._disk_full,
         )  # fmt: skip
 
     def _replace(self, group: Group, decide: Callable[[], None]) -> None:

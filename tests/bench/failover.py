@@ -186,13 +186,19 @@ def parts(arguments: argparse.Namespace) -> list[Part]:
     return [_part(kind, arguments) for kind in KINDS if kind in wanted]
 
 
-def main() -> None:
-    """See the module."""
+def make_parser() -> argparse.ArgumentParser:
+    """Its options."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.failover", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=20, help="of each kind [20]")
     parser.add_argument("--only", default=",".join(KINDS), help="with commas [%(default)s]")
     parser.add_argument("--many", type=int, default=300, help="partitions that the node of `many` leads [300]")
     parser.add_argument("--rate", type=int, default=2_000, help="records a second of the load [2000]")
+    return parser
+
+
+def main() -> None:
+    """See the module."""
+    parser = make_parser()
     run_parts(parser, parts)
 
 

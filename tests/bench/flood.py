@@ -247,12 +247,18 @@ def parts(arguments: argparse.Namespace) -> list[Part]:
     return [Part("flood", run)]
 
 
-def main() -> None:
-    """See the module."""
+def make_parser() -> argparse.ArgumentParser:
+    """Its options."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.flood", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seconds", type=float, default=30.0, help="[30]")
     parser.add_argument("--clients", type=int, default=200, help="[200]")
     parser.add_argument("--partitions", type=int, default=12, help="[12]")
+    return parser
+
+
+def main() -> None:
+    """See the module."""
+    parser = make_parser()
     parser.add_argument("--as-clients", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--addresses", help=argparse.SUPPRESS)
     known, _ = parser.parse_known_args()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ def run_parts(parser: argparse.ArgumentParser, parts: Callable[[argparse.Namespa
     parser.add_argument("--dir", type=Path, help="where the nodes' files go for the time being [the system's choice]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the nodes end with this process
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fluxd-bench-") as root:
         about = machine.describe(Path(root))
     lines, report, failures = list[str](), dict[str, Any](), 0
@@ -57,9 +59,9 @@ def run_parts(parser: argparse.ArgumentParser, parts: Callable[[argparse.Namespa
             found, report[part.name] = [f"{part.name}: FAILED: {error}"], {"failed": str(error)}
             failures += 1
         lines += [*found, f"        ({time.monotonic() - began:.0f} s)"]
+        if arguments.json:  # now: who stops it later still has this
+            arguments.json.write_text(json.dumps({"machine": about, "parts": report}, indent=1) + "\n")
     print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
     print("\n".join(lines))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": about, "parts": report}, indent=1) + "\n")
     if failures:
         sys.exit(1)

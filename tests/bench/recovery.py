@@ -212,12 +212,18 @@ def parts(arguments: argparse.Namespace) -> list[Part]:
     return [Part("recovery", run)]
 
 
-def main() -> None:
-    """See the module."""
+def make_parser() -> argparse.ArgumentParser:
+    """Its options."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.recovery", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--gb", type=float, default=2.0, help="10^9 bytes of values [2]")
     parser.add_argument("--kills", type=int, default=3, help="[3]")
     parser.add_argument("--drop-caches", action="store_true", help="empty the machine's page cache before each start")
+    return parser
+
+
+def main() -> None:
+    """See the module."""
+    parser = make_parser()
     run_parts(parser, parts)
 
 

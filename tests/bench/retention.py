@@ -18,15 +18,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import grpc
+
 from fluxd import tuning
 from fluxd.core.entry import HEADER_BYTES, read_stamp
 from fluxd.core.types import GroupId
 from fluxd.storage.segment import SUFFIX
-from fluxlog.v1 import admin_pb2
+from fluxlog.v1 import admin_pb2, log_pb2
 from tests.bench.load import Load, Produced, produce
 from tests.bench.nodes import Nodes, running_nodes
 from tests.bench.operations import Part, run_parts, say
-from tests.integration.cluster import wait_until
+from tests.integration.cluster import NodeProcess, error_info, wait_until
 
 _MIB = 1024 * 1024
 _BATCH_BYTES, _RECORD_BYTES, _IN_FLIGHT = 256 * 1024, 100, 8 * _MIB
@@ -50,6 +52,8 @@ class Retained:
     """When the last records had gone."""
     log_start_offset: int = 0
     log_end_offset: int = 0
+    log_starts: dict[str, int] = field(default_factory=dict)
+    """As each node tells a reader that asks for what is gone."""
     starts_on_disk: dict[str, int] = field(default_factory=dict)
     """Offset of the first record in each node's files."""
     with_mb_per_s: list[float] = field(default_factory=list)
@@ -65,10 +69,15 @@ class Retained:
             f"retention.bytes of {self.retain_mb:.0f} MB: {self.written_mb:,.0f} MB written, {self.mb_per_s:.0f} MB/s",
             f"        on each node, MB: largest while writing {sizes(self.peak_mb)}; "
             f"at its end {sizes(self.before_mb)}; afterwards {sizes(self.after_mb)}",
-            f"        log start {self.log_start_offset:,} of {self.log_end_offset:,}; first record on each disk "
-            f"{' / '.join(f'{start:,}' for start in self.starts_on_disk.values())}",
+            f"        log start of the leader {self.log_start_offset:,}, as each node tells it "
+            f"{_offsets(self.log_starts)}; first record on each disk {_offsets(self.starts_on_disk)}; "
+            f"end {self.log_end_offset:,}",
             f"        MB/s with {_rates(self.with_mb_per_s)}, without {_rates(self.without_mb_per_s)} (in turn)",
         ]
+
+
+def _offsets(of: dict[str, int]) -> str:
+    return " / ".join(f"{offset:,}" for offset in of.values())
 
 
 def _rates(rates: list[float]) -> str:
@@ -131,6 +140,16 @@ def _describe(nodes: Nodes, topic: str) -> admin_pb2.TopicDescription:
     return nodes.cluster.node(1).admin.DescribeTopics(request, timeout=10).topics[0]
 
 
+def _log_start(node: NodeProcess, topic: str) -> int:
+    """Asked of this node's replica."""
+    try:
+        node.log_stub.Fetch(log_pb2.FetchRequest(topic=topic, offset=0), timeout=5)
+    except grpc.RpcError as error:
+        info = error_info(error)
+        return int(info.metadata["log_start_offset"]) if info.reason == "OFFSET_OUT_OF_RANGE" else -1
+    return 0
+
+
 class Retention:
     """The measurement, on a running cluster."""
 
@@ -174,8 +193,10 @@ class Retention:
             partition = _describe(self._nodes, topic).partitions[0]
             out.log_start_offset, out.log_end_offset = partition.log_start_offset, partition.log_end_offset
             out.after_mb, out.starts_on_disk = sizes.now(), sizes.starts()
-            small = all(size < (self._retain + _SEGMENT_BYTES) / 1e6 for size in out.after_mb.values())
-            return small and set(out.starts_on_disk.values()) == {out.log_start_offset}
+            out.log_starts = {f"node {n.node_id}": _log_start(n, topic) for n in self._nodes.cluster.nodes}
+            # The segment before the log start stays: see fluxd/storage/head.py.
+            small = all(size < (self._retain + 2 * _SEGMENT_BYTES) / 1e6 for size in out.after_mb.values())
+            return small and set(out.log_starts.values()) == {out.log_start_offset}
 
         wait_until(settled, "every node has let go of the same records, down to what is to be retained", _SETTLED_S)
 
@@ -191,13 +212,19 @@ def parts(arguments: argparse.Namespace) -> list[Part]:
     return [Part("retention", run)]
 
 
-def main() -> None:
-    """See the module."""
+def make_parser() -> argparse.ArgumentParser:
+    """Its options."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.retention", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the long run [60]")
     parser.add_argument("--compare", type=float, default=15.0, help="seconds of each run that is compared [15]")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison [3]")
     parser.add_argument("--retain", type=int, default=256, help="MiB: retention.bytes [256]")
+    return parser
+
+
+def main() -> None:
+    """See the module."""
+    parser = make_parser()
     run_parts(parser, parts)
 
 

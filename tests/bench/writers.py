@@ -45,13 +45,14 @@ class Write:
 
 
 @dataclass(slots=True)
-class _Acked:
+class Acked:
     """Of one partition: which record got which offset."""
 
     offsets: array[int] = field(default_factory=lambda: array("q"))
     numbers: array[int] = field(default_factory=lambda: array("q"))
 
     def note(self, number: int, delivered: Delivered) -> None:
+        """One more."""
         self.offsets.append(delivered.offset)
         self.numbers.append(number)
 
@@ -81,7 +82,7 @@ class Writers:
         self._addresses = list(addresses)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="writers", daemon=True)
-        self._acked: defaultdict[Where, _Acked] = defaultdict(_Acked)
+        self._acked: defaultdict[Where, Acked] = defaultdict(Acked)
         self._writes: defaultdict[Where, list[Write]] = defaultdict(list)
         self._numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
@@ -228,23 +229,13 @@ class Writers:
         out: dict[int, float] = {}
         while len(out) < len(epochs):
             for number in epochs.keys() - out.keys():
-                longest = self._longest_wait_s(self._writes[topic, number], epochs[number], moment)
+                longest = longest_wait_s(self._writes[topic, number], epochs[number], moment)
                 if longest is not None:
                     out[number] = longest
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(epochs) - len(out)} partitions of {topic} take no writes: {self.last_error}")
             time.sleep(0.01)
         return out
-
-    @staticmethod
-    def _longest_wait_s(writes: Sequence[Write], epoch: int, moment: float) -> float | None:
-        longest = 0.0
-        first = next((n for n, write in enumerate(reversed(writes)) if write.ended < moment), len(writes))
-        for write in writes[len(writes) - first :]:
-            longest = max(longest, write.ended - max(write.began, moment))
-            if write.leader_epoch > epoch:
-                return longest
-        return None
 
     def slowest_s(self, topic: str, partitions: Iterable[int], since: float) -> float:
         """The longest wait for an acknowledgement of what was written since."""
@@ -258,8 +249,19 @@ class Writers:
             for topic in {topic for topic, _ in self._acked}:
                 acked = {number: acked for (name, number), acked in self._acked.items() if name == topic}
                 for number, found in _read_numbers(client, topic, list(acked)).items():
-                    _compare(acked[number], found, verdict)
+                    compare(acked[number], found, verdict)
         return verdict
+
+
+def longest_wait_s(writes: Sequence[Write], epoch: int, moment: float) -> float | None:
+    """The longest wait for an acknowledgement from a moment on, until one came from a later epoch; None: not yet."""
+    longest = 0.0
+    before = next((n for n, write in enumerate(reversed(writes)) if write.ended < moment), len(writes))
+    for write in writes[len(writes) - before :]:
+        longest = max(longest, write.ended - max(write.began, moment))
+        if write.leader_epoch > epoch:
+            return longest
+    return None
 
 
 def _value(number: int) -> bytes:
@@ -279,7 +281,12 @@ def _read_numbers(client: Client, topic: str, partitions: Sequence[int]) -> dict
     return out
 
 
-def _compare(acked: _Acked, found: array[int], verdict: Verdict) -> None:
+def compare(acked: Acked, found: array[int], verdict: Verdict) -> None:
+    """Add what one partition shows.
+
+    Args:
+        found: the number of each record in the log, by offset.
+    """
     verdict.acknowledged += len(acked.numbers)
     verdict.in_log += len(found)
     verdict.duplicated += len(found) - len(set(found))
