@@ -27,6 +27,7 @@ from fluxd.core.columns import (
     declared_bytes,
     decompressed,
     header_keys,
+    packed_sum,
     slices,
     with_nulls,
 )
@@ -40,6 +41,11 @@ _VARINT_TAGS = frozenset((0x08, 0x10, 0x20, 0x28))
 _BYTES_TAGS = frozenset((0x1A, 0x32, 0x3A, 0x42, 0x4A, 0x52, 0x5A, 0x62, 0x6A, 0x72, 0x7A, _COLUMNS_TAG))
 _PRODUCER_TAGS = (0x08, 0x1A, 0x20)
 """record_count, producer_id, base_sequence."""
+_PLAIN = (0x08, 0x1A, 0x20, 0x28, 0x42, _COLUMNS_TAG)
+"""record_count, producer_id, base_sequence, base_timestamp_ms, value_lengths, columns."""
+_PLAIN_TAGS = frozenset(_PLAIN)
+_HEAD_BYTES_MAX = 6
+"""Tag and length of a field, as the parser takes them."""
 _UINT32_MAX, _UINT64_MAX = (1 << 32) - 1, (1 << 64) - 1
 
 
@@ -81,29 +87,54 @@ def check_batch(data: bytes | memoryview) -> BatchInfo:
     if len(data) > limits.BATCH_BYTES_MAX:
         raise _too_large(f"the batch has {len(data)} bytes, at most {limits.BATCH_BYTES_MAX} are allowed")
     try:
-        columns = _fields(data).get(_COLUMNS_TAG) or _Field(len(data), 0, len(data))
-        # Without its largest field, which the parser would copy.
-        batch = _parse(b"".join((data[: columns.start], data[columns.end :])))
-        if batch.record_count > limits.BATCH_RECORDS_MAX:
-            raise _too_large(
-                f"the batch has {batch.record_count} records, at most {limits.BATCH_RECORDS_MAX} are allowed"
-            )
-        _check_producer(batch)
-        if batch.offset_deltas:
-            raise CorruptDataError("offset_deltas must be empty in what a producer sends")
-        declared = declared_bytes(batch)
-        if declared > limits.BATCH_UNCOMPRESSED_BYTES_MAX:
-            raise _too_large(
-                f"the batch declares {declared} bytes of records, at most "
-                f"{limits.BATCH_UNCOMPRESSED_BYTES_MAX} are allowed"
-            )
-        if batch.codec == record_pb2.CODEC_NONE:
-            check_size(columns.number, declared)
-            if batch.header_counts:
-                check_header_keys(batch, bytes(data[columns.end - columns.number : columns.end]))
+        fields = _fields(data)
+        return _plain(data, fields) or _checked_in_full(data, fields)
     except CorruptDataError as error:
         raise FluxError(Reason.CORRUPT_BATCH, f"not a valid batch: {error}") from error
+
+
+def _checked_in_full(data: bytes | memoryview, fields: dict[int, _Field]) -> BatchInfo:
+    columns = fields.get(_COLUMNS_TAG) or _Field(len(data), 0, len(data))
+    # Without its largest field, which the parser would copy.
+    batch = _parse(b"".join((data[: columns.start], data[columns.end :])))
+    if batch.record_count > limits.BATCH_RECORDS_MAX:
+        raise _too_large(f"the batch has {batch.record_count} records, at most {limits.BATCH_RECORDS_MAX} are allowed")
+    _check_producer(batch)
+    if batch.offset_deltas:
+        raise CorruptDataError("offset_deltas must be empty in what a producer sends")
+    declared = declared_bytes(batch)
+    if declared > limits.BATCH_UNCOMPRESSED_BYTES_MAX:
+        raise _too_large(
+            f"the batch declares {declared} bytes of records, at most {limits.BATCH_UNCOMPRESSED_BYTES_MAX} are allowed"
+        )
+    if batch.codec == record_pb2.CODEC_NONE:
+        check_size(columns.number, declared)
+        if batch.header_counts:
+            check_header_keys(batch, bytes(data[columns.end - columns.number : columns.end]))
     return BatchInfo(batch.record_count, batch.producer_id, batch.base_sequence)
+
+
+def _plain(data: bytes | memoryview, fields: dict[int, _Field]) -> BatchInfo | None:
+    """What the check finds of a valid batch of the most frequent shape: values only, one time for all, no compression.
+
+    Returns:
+        None: another shape, or not valid: for the parser and the full check, which take three to five times as long.
+    """
+    if not fields.keys() <= _PLAIN_TAGS:
+        return None
+    record_count, producer, base_sequence, time_ms, lengths, columns = (fields.get(tag, _ABSENT) for tag in _PLAIN)
+    count, sequence = record_count.number, base_sequence.number
+    if (
+        not 1 <= count <= limits.BATCH_RECORDS_MAX
+        or producer.number not in ((PRODUCER_ID_BYTES,) if sequence else (0, PRODUCER_ID_BYTES))
+        or max(sequence + count, time_ms.number) > _UINT64_MAX
+        or producer.end - producer.number - producer.start > _HEAD_BYTES_MAX
+        or lengths.end - lengths.number - lengths.start > _HEAD_BYTES_MAX
+        or packed_sum(bytes(data[lengths.end - lengths.number : lengths.end]), count) != columns.number
+        or columns.number > limits.BATCH_UNCOMPRESSED_BYTES_MAX
+    ):
+        return None
+    return BatchInfo(count, bytes(data[producer.end - producer.number : producer.end]), sequence)
 
 
 def producer_of(data: bytes | memoryview) -> BatchInfo:

@@ -64,6 +64,20 @@ def _check_nulls(name: str, lengths: Sequence[int], nulls: Sequence[int]) -> int
     return sum(lengths)
 
 
+def packed_sum(packed: bytes, count: int) -> int | None:
+    """The sum of packed numbers, where each has one byte or each has two, without making a number of each.
+
+    Returns:
+        None where it is another shape, or another count: the parser should judge.
+    """
+    if len(packed) == count:
+        return sum(packed) if packed.isascii() else None
+    low, high = packed[::2], packed[1::2]
+    if len(low) == len(high) == count and high.isascii() and min(low) >= 0x80:
+        return sum(low) + 128 * (sum(high) - count)
+    return None
+
+
 def check_size(actual: int, declared: int) -> None:
     """Verify that uncompressed columns have the declared size, bytes.
 

@@ -59,10 +59,9 @@ class LogService:
         response = await broker.producing.produce(call)
         return response.SerializeToString()
 
-    async def _produce_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    def _produce_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         stream = ProduceStream(lambda: self._broker().producing, context.peer(), forwarded=self._is_forwarded(context))
-        async for response in stream.serve(requests):
-            yield response
+        return stream.serve(requests)
 
     async def _fetch(self, request: bytes, context: Context) -> bytes:
         broker = self._broker()

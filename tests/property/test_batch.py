@@ -10,6 +10,8 @@ import fluxlog.entry
 from fluxd.core.batch import (
     BatchInfo,
     UndecodableBatchError,
+    _checked_in_full,
+    _fields,
     batch_from_records,
     check_batch,
     producer_of,
@@ -158,6 +160,7 @@ def check_any_bytes(data: bytes) -> None:
     if info is None:
         return
     assert producer_of(data) == info
+    assert _checked_in_full(data, _fields(data)) == info, "the quick check accepts nothing else"
     compressed = record_pb2.RecordBatch.FromString(data).codec != record_pb2.CODEC_NONE
     assert decoded is not None or compressed, "what the leader accepts uncompressed must be decodable"
     frame = frame_of(data, record_count=info.record_count)
@@ -200,6 +203,26 @@ def messages(draw: st.DrawFn) -> record_pb2.RecordBatch:
     if draw(st.booleans()):
         batch.codec = draw(st.integers(0, 4))  # type: ignore[assignment]
     return batch
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 100, 127, 128, 300, 16_383, 16_384]), min_size=1, max_size=3).map(
+        lambda some: some * 9
+    )
+    | st.lists(st.integers(128, 16_383), min_size=1, max_size=9)
+    | st.lists(st.integers(0, 127), min_size=1, max_size=9),
+    st.integers(-3, 3),
+    PRODUCERS,
+)
+def test_lengths_of_any_encoding(lengths: list[int], off_by: int, producer: tuple[bytes, int]) -> None:
+    """Numbers of one byte, of two, of both, of three: accepted when they add up to the columns, and only then."""
+    batch = record_pb2.RecordBatch(
+        record_count=len(lengths), value_lengths=lengths, producer_id=producer[0], base_sequence=producer[1]
+    )
+    batch.columns = bytes(max(0, sum(lengths) + off_by))
+    data = batch.SerializeToString()
+    check_any_bytes(data)
+    assert (judged(data) is not None) == (len(batch.columns) == sum(lengths))
 
 
 @given(messages())
