@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fluxctl import bench, cluster, demo, groups, nodes, topics
+from fluxctl import bench, cluster, demo, groups, log, nodes, topics
 from fluxctl.consume import consume
 from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode, describe_failure
 from fluxctl.produce import produce
@@ -63,6 +63,7 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(groups.app, name="groups")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(nodes.app, name="nodes")
+app.add_typer(log.app, name="log")
 app.add_typer(demo.app, name="demo")
 app.add_typer(bench.app, name="bench")
 app.command()(produce)

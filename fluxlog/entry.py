@@ -17,7 +17,7 @@ from fluxlog.batch import CorruptBatchError, DecodedBatch, Headers
 from fluxlog.v1 import log_pb2, record_pb2
 
 _ENTRIES_TAG = 0x12
-_HEADER_BYTES = 60
+HEADER_BYTES = 60
 _CHECKSUM_TAG_AT = 55
 _CHECKSUM_AT = 56
 _CHECKSUM_TAG = 0x45
@@ -143,7 +143,7 @@ def _verify_entries(data: bytes) -> int:
         if position > len(data):
             raise CorruptResponseError(f"the field at byte {start} is cut off")
         if tag == _ENTRIES_TAG:
-            _verify_frame(view[start:position])
+            verify_frame(view[start:position])
             count += 1
         elif tag & 7 != 2:
             # The server sends bytes fields only; a newer one may send others after the entries. The caller counts.
@@ -151,11 +151,16 @@ def _verify_entries(data: bytes) -> int:
     return count
 
 
-def _verify_frame(frame: memoryview) -> None:
-    if len(frame) < _HEADER_BYTES or frame[_CHECKSUM_TAG_AT] != _CHECKSUM_TAG:
+def verify_frame(frame: memoryview) -> None:
+    """Check one whole frame's checksum.
+
+    Raises:
+        CorruptResponseError: it does not match, or there is no whole stamp.
+    """
+    if len(frame) < HEADER_BYTES or frame[_CHECKSUM_TAG_AT] != _CHECKSUM_TAG:
         raise CorruptResponseError("an entry without a whole stamp")
-    expected = int.from_bytes(frame[_CHECKSUM_AT:_HEADER_BYTES], "little")
-    if crc32c(frame[_HEADER_BYTES:], crc32c(frame[:_CHECKSUM_AT])) != expected:
+    expected = int.from_bytes(frame[_CHECKSUM_AT:HEADER_BYTES], "little")
+    if crc32c(frame[HEADER_BYTES:], crc32c(frame[:_CHECKSUM_AT])) != expected:
         raise CorruptResponseError("the checksum of an entry does not match its bytes")
 
 
