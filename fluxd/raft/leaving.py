@@ -55,6 +55,7 @@ class _Damaged:
     hand_over_at: float = 0.0
     patience: float = _HAND_OVER_AGAIN[0]
     timer: Timer | None = None
+    listener: Callable[[], None] = lambda: None
 
 
 class Leaving:
@@ -72,17 +73,17 @@ class Leaving:
 
     def read_failed(self, group: Group, error: BaseException) -> None:
         """Committed entries of a replica that takes part could not be read."""
-        if not is_damage(error) or group.why:
+        known = self._damaged.get(group.group_id)
+        if not is_damage(error) or (known is not None and known.group is group):
             return
         damaged = _Damaged(group, f"its log is damaged: {error}")
         group.why = damaged.why
         self._log_event("log_damaged", group=str(group.group_id), why=str(error))
-        if group.group_id == METADATA_GROUP:
-            return  # nothing would take its place before the next start
         self._damaged[group.group_id] = damaged
         group.guard.on_copy_reply = lambda peer, message: self._replied(damaged, peer, message)
-        group.on_role.append(lambda: self._reactor.call_soon(lambda: self._try(damaged)))
-        self._reactor.call_soon(lambda: self._try(damaged))
+        damaged.listener = lambda: self._reactor.call_soon(lambda: self._try(damaged))
+        group.on_role.append(damaged.listener)
+        damaged.listener()
 
     def _try(self, damaged: _Damaged) -> None:
         group = damaged.group
@@ -91,8 +92,10 @@ class Leaving:
         if damaged.timer is not None:
             damaged.timer.cancel()
         if group.role is Role.FAILED:  # or closed
-            del self._damaged[group.group_id]
+            self._forget(damaged)
             return
+        if group.group_id == METADATA_GROUP:
+            return  # nothing would take its place before the next start
         damaged.timer = self._reactor.call_at(self._reactor.now() + _ASK_AGAIN, lambda: self._try(damaged))
         if group.role is Role.LEADER:
             self._hand_over(damaged)
@@ -125,7 +128,12 @@ class Leaving:
     def _leave(self, damaged: _Damaged) -> None:
         group = damaged.group
         if self._damaged.get(group.group_id) is damaged and group.role is not Role.FAILED:
-            del self._damaged[group.group_id]
-            if damaged.timer is not None:
-                damaged.timer.cancel()
+            self._forget(damaged)
             self._set_aside(group, damaged.why)
+
+    def _forget(self, damaged: _Damaged) -> None:
+        del self._damaged[damaged.group.group_id]
+        if damaged.timer is not None:
+            damaged.timer.cancel()
+        if damaged.listener in damaged.group.on_role:
+            damaged.group.on_role.remove(damaged.listener)
