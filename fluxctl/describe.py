@@ -70,7 +70,8 @@ def _replica_text(replica: admin_pb2.ReplicaDescription) -> str:
     """ "2: in sync, heard 12 ms ago" or "3: 40 entries behind, heard 3.2 s ago, unreachable"."""
     if replica.state in (admin_pb2.REPLICA_STATE_UNADMITTED, admin_pb2.REPLICA_STATE_FAILED):
         return f"{replica.node_id}: {_STATES[replica.state]}"  # what the leader knew of it last says nothing of now
-    parts = ["in sync" if replica.in_sync else f"{replica.lag_entries} entries behind"]
+    behind = f"{replica.lag_entries} entries behind" if replica.lag_entries else "had everything"
+    parts = ["in sync" if replica.in_sync else behind]
     heard = milliseconds(replica.last_heard_ms if replica.HasField("last_heard_ms") else None)
     parts.append("never heard" if heard == "never" else f"heard {heard} ago")
     if replica.state not in (admin_pb2.REPLICA_STATE_FOLLOWER, admin_pb2.REPLICA_STATE_UNSPECIFIED):

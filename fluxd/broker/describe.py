@@ -74,6 +74,7 @@ def partition_description(view: ClusterView, topic: Topic, number: int) -> admin
     if hint is not None and leading is not None:
         out.size_bytes = leading.size_bytes
         in_sync = {hint.node_id} | {NodeId(follower.node_id) for follower in leading.followers if follower.in_sync}
+        in_sync -= {node for node in in_sync if _takes_no_part(view, group_id, node)}  # which this node knows sooner
         out.isr.extend(node for node in partition.voters if node in in_sync)
     for node in partition.voters:
         out.replica_states.append(_replica(view, group_id, node, hint, leading, age_s))
@@ -129,7 +130,7 @@ def _replica(
     follower = next((follower for follower in leading.followers if follower.node_id == node), None) if leading else None
     if leading is not None and follower is not None:
         out.lag_entries = max(0, leading.last_index - follower.durable_index)
-        out.in_sync = follower.in_sync
+        out.in_sync = follower.in_sync and not _takes_no_part(view, group_id, node)
         if follower.HasField("last_heard_ms"):
             out.last_heard_ms = follower.last_heard_ms + round(age_s * 1000)
     trouble = view.trouble(group_id, node)
@@ -158,6 +159,10 @@ def _state(
     return admin_pb2.REPLICA_STATE_FOLLOWER if own is None else _STATES[own.role]
 
 
+def _takes_no_part(view: ClusterView, group_id: GroupId, node: NodeId) -> bool:
+    return not view.is_up(node) or view.trouble(group_id, node) is not None
+
+
 def _down(view: ClusterView, node: NodeId) -> str:
     silence = view.silence_s(node)
     return "its node is down" + (", never heard from" if silence is None else f", last heard {silence:.1f} s ago")
@@ -167,7 +172,8 @@ def _behind(replica: admin_pb2.ReplicaDescription) -> str:
     lag = f"{replica.lag_entries} entries behind"
     if not replica.HasField("last_heard_ms"):
         return f"{lag}, not heard from by this leader"
-    return f"{lag}, last heard {replica.last_heard_ms / 1000:.1f} s ago"
+    ago = f"last heard {replica.last_heard_ms / 1000:.1f} s ago"
+    return f"{lag}, {ago}" if replica.lag_entries else f"had everything when {ago}"
 
 
 def _why(

@@ -179,7 +179,7 @@ class Leading:
         """The link broke: what was on it is gone."""
         if peer in self.progress:
             self.progress[peer].roused()
-            self.progress[peer].lost()
+            self.progress[peer].gone()
 
     # ------------------------------------------------------------------ resting
     def settle(self) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NEVER = float("-inf")
 NEVER_DUE = float("inf")
 _PATIENCE_MAX = 60.0
+_NOT_YET = 1 << 63
 
 
 class InFlight(NamedTuple):
@@ -102,6 +103,12 @@ class Progress:
         elif self.match >= self._end_at_last_reply:  # had all of the log as it was then (Kafka's replica.lag.time rule)
             self.caught_up_at = max(self.caught_up_at, self._last_reply_at)
         self._end_at_last_reply, self._last_reply_at = log_end_index, now
+
+    def gone(self) -> None:
+        """Its process, or the way to it, is gone: not in sync before it has acknowledged everything again."""
+        self.caught_up_at = NEVER
+        self._end_at_last_reply = _NOT_YET
+        self.lost()
 
     def lose_what_is_overdue(self, now: float) -> None:
         """Entries in flight that were not answered in time are lost."""

@@ -56,6 +56,9 @@ class CopyServing:
         if not request.behind:
             progress = guard.leading.progress[peer]
             progress.is_copying = not progress.admitted_at
+            if progress.is_copying:
+                progress.roused()
+                progress.gone()
         if request.admit and not request.behind:
             self._admit(peer, request)
         elif request.next_index == 0:

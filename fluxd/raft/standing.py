@@ -96,8 +96,9 @@ class Standing:
         )  # fmt: skip
         for peer in self.guard.peers:
             progress = self.guard.leading.progress[peer]
-            follower = status.followers.add(node_id=peer, durable_index=progress.match, in_sync=progress.in_sync(now))
-            if progress.acked_sequence:
+            on_disk = 0 if progress.is_copying else progress.match  # that was another disk, or is set aside
+            follower = status.followers.add(node_id=peer, durable_index=on_disk, in_sync=progress.in_sync(now))
+            if progress.acked_sequence and not progress.is_copying:
                 follower.last_heard_ms = round((now - progress.heard_at) * 1000)
         return status
 

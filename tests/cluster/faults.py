@@ -22,15 +22,16 @@ class Faults:
     Args:
         pace: longest time between two faults, seconds.
         wipes_max: so many disks may be lost.
+        trims: heads of logs go: nodes are away for so long that they lack more than there is.
         on_defect: called with a line for people.
     """
 
     def __init__(
         self, nodes: dict[NodeId, SimNode], clients: Iterable[Client], wire: Wire, watch: Watch, *,
-        pace: float, wipes_max: int, on_defect: Callable[[str], None],
+        pace: float, wipes_max: int, trims: bool, on_defect: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.nodes, self.clients, self._wire, self._watch = nodes, list(clients), wire, watch
-        self._pace, self._wipes_max, self._on_defect = pace, wipes_max, on_defect
+        self._pace, self._wipes_max, self._trims, self._on_defect = pace, wipes_max, trims, on_defect
         self._simulator: Simulator = wire.simulator
         self.rng, self.counts = wire.rng, wire.counts
         self.on = False
@@ -59,7 +60,8 @@ class Faults:
             (4, self._stop), (1, self._rolling_restart), (3, self._pause), (5, self._cut_pair), (5, self._isolate),
             (4, self._isolate_leader), (3, self._cut_majority), (8, self._heal_network), (5, self._reset_some),
             (4, self._change_weather), (3, self._slow_disk), (2, self._hang_disk), (2, self._jump_clock),
-            (3, self._leave), (3, self._crash_client), (4 if self._wipes_max else 0, self._wipe), (2, self._transfer),
+            (5 if self._trims else 1, self._leave), (3, self._crash_client),
+            (4 if self._wipes_max else 0, self._wipe), (2, self._transfer),
         ]  # fmt: skip
         fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
         self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")

@@ -166,6 +166,7 @@ class Founder(Client):
         )  # fmt: skip
         if self.scene.retention_bytes:
             request.configs["retention.bytes"] = str(self.scene.retention_bytes)
+            request.configs["segment.ms"] = "1000"
         kind = admin_pb2.CreateTopicResponse
         while isinstance(await self.call(self.any_address(), ADMIN + "CreateTopic", request, kind, 15.0), FluxError):
             await self.rest(0.1, 0.2)

@@ -61,7 +61,7 @@ class Plan:
             replicas,
             wipes_max,
             pace=rng.choice((0.5, 1.0, 2.5)),
-            retention_bytes=rng.choice((0, 0, 66_000)),
+            retention_bytes=rng.choice((0, 0, 4_000)),
             members=rng.choice((0, 0, 2, 3)),
         )
 
@@ -107,7 +107,7 @@ class World:
         ]  # fmt: skip
         self.faults = Faults(
             self.nodes, self.clients, self.wire, self.watch, pace=self.plan.pace, wipes_max=self.plan.wipes_max,
-            on_defect=self.failures.append,
+            trims=self.plan.retention_bytes > 0, on_defect=self.failures.append,
         )  # fmt: skip
 
     def _stepped(self, node: SimNode) -> None:

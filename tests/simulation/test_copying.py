@@ -82,6 +82,24 @@ def test_it_says_how_far_it_is() -> None:
     assert replica.role is Role.UNADMITTED
 
 
+def test_the_leader_says_at_once_who_is_not_in_sync() -> None:
+    """A process that is gone, and one that is back with an empty disk, whatever its predecessor had."""
+    lab = lab_with()
+    assert [follower.in_sync for follower in lab[1].leader_status().followers] == [True, True]
+    lab.kill(3)
+    lab.run(0.02)
+    assert [follower.in_sync for follower in lab[1].leader_status().followers] == [True, False]
+    lab.network.hold = lambda source, target, message: message.WhichOneof("body") == "copy_reply"
+    node(lab, 3).wipe()
+    lab.start(3)
+    lab.until(lambda: bool(lab.network.held))
+    follower = lab[1].leader_status().followers[1]
+    assert (follower.durable_index, follower.in_sync, follower.HasField("last_heard_ms")) == (0, False, False)
+    lab.network.hold = lambda source, target, message: False
+    lab.until(healed(lab))
+    lab.until(lambda: lab[1].leader_status().followers[1].in_sync)
+
+
 def test_a_wiped_disk_and_an_absent_node_lose_nothing() -> None:
     """The record is on 1 and was on 3; without 1 nobody says what was committed, so nobody leads and nobody is
     admitted. With 1 it is all there."""

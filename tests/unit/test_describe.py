@@ -58,6 +58,30 @@ def test_a_replica_that_lags_is_explained() -> None:
     assert is_under_replicated(out)
 
 
+def test_a_replica_that_had_everything_and_fell_silent() -> None:
+    """Nothing is said of what it has now."""
+    cluster, group_id = with_partition(1, 2, 3)
+    group = lead_here(cluster, group_id)
+    group.in_sync, group.heard_ms = {2}, {2: 10, 3: 2_500}
+    assert describe(cluster, group_id).why == "out of sync: node 3: had everything when last heard 2.5 s ago"
+
+
+def test_who_takes_no_part_is_not_in_sync_whatever_the_leader_told_last() -> None:
+    """What a leader elsewhere tells is older than what this node finds itself."""
+    cluster, group_id = with_partition(1, 2, 3)
+    cluster.tell(2, leads(group_id, 3, in_sync=[1, 3]))
+    cluster.tell(3)
+    assert list(describe(cluster, group_id).isr) == [1, 2, 3]
+    trouble = peer_pb2.ReplicaTrouble(topic_id=group_id.topic_id, partition=0, why="the disk was replaced")
+    cluster.tell(3, troubles=[trouble])
+    out = describe(cluster, group_id)
+    assert (list(out.isr), out.replica_states[2].in_sync) == ([1, 2], False)
+    cluster.tell(3)
+    cluster.view.peer_lost(NodeId(3))
+    out = describe(cluster, group_id)
+    assert (list(out.isr), out.replica_states[2].in_sync) == ([1, 2], False)
+
+
 def test_a_down_node_and_an_unadmitted_replica_are_told_apart() -> None:
     """The state of each replica says whether its node is down or its disk was lost."""
     cluster, group_id = with_partition(1, 2, 3)

@@ -141,7 +141,7 @@ MUTANTS = (
     Mutant(
         "c2-broken-link",
         "C2 what was on a broken link is sent again",
-        (Edit(_LEADING, "            self.progress[peer].lost()\n", ""),),
+        (Edit(_LEADING, "            self.progress[peer].gone()\n", ""),),
         guard=_FENCES + "test_what_was_on_a_broken_link_is_sent_again_with_the_next_answer",
     ),
     Mutant(
