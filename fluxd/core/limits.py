@@ -112,6 +112,10 @@ COPY_VOTERS_MIN: Final = 3
 """With fewer replicas no majority without the lost one can say what was committed."""
 VOTERS_MAX: Final = 5
 GENERATION_TERM_BITS: Final = 32
+CAMPAIGNS_MAX: Final = 32
+"""Groups of a node that campaign at the same time."""
+GROUPS_STEPPED_MAX: Final = 64
+"""In one turn of the loop: between turns what has arrived is read."""
 
 # ---- cluster
 PARTITIONS_PER_TOPIC_MAX: Final = 10_000

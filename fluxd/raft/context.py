@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import NodeId
+from fluxd.raft.campaigns import Campaigns
 from fluxd.raft.heartbeats import Heartbeats
 from fluxd.raft.transport import Transport
 from fluxd.storage.votes import VoteFile
@@ -30,6 +31,7 @@ class GroupContext:
     enter: Callable[[], None]
     """Set the library's clock before a step."""
     heartbeats: Heartbeats
+    campaigns: Campaigns
     disk_full: Callable[[], bool]
     """Only the reserve of free space is left."""
     read_failed: Callable[[Group, BaseException], None]

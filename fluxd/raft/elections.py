@@ -24,6 +24,7 @@ _RETRY = (0.2, 0.6)
 """Seconds until the next pre-vote round when no leader was heard lately. Short is harmless: stickiness protects a
 leader, not this timer.
 """
+_GONE_STEP = 0.14
 _GONE = (0.01, 0.15)
 """The leader's process is gone (its connection was refused): no need to wait for the timeout."""
 
@@ -35,6 +36,8 @@ class Elections:
         self._guard = guard
         self._heard_at = NEVER
         self._pre_vote: tuple[int, set[NodeId]] | None = None
+        self._asks = False
+        """It campaigns, or waits for a place to."""
         self._votes: set[NodeId] = set()
         self._nonce = 0
         """Of this replica's campaign: a vote for an earlier one, perhaps of a disk that is lost, does not count."""
@@ -55,17 +58,33 @@ class Elections:
     def leader_heard(self) -> None:
         """An AppendEntries of the current leader arrived."""
         self._heard_at = self._guard.now()
-        self._pre_vote = None
         self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+        if self._asks:
+            self.end()
 
-    def leader_gone(self) -> None:
-        """The leader's process has ended."""
+    def leader_gone(self, leader: NodeId) -> None:
+        """The leader's process has ended. The next voter after it campaigns at once, the one after that a little
+        later: two at the same time would keep each other from a majority."""
         self._heard_at = NEVER
-        self.arm(*_GONE)
+        voters = self._guard.voters
+        rank = (voters.index(self._guard.node_id) - voters.index(leader) - 1) % len(voters)
+        self.arm(_GONE[0] + rank * _GONE_STEP, _GONE[1] + rank * _GONE_STEP)
+
+    def end(self) -> None:
+        """No campaign is wanted any more."""
+        self._asks, self._pre_vote = False, None
+        self._guard.campaigns.leave(self._guard.group)
+
+    def _campaign_again(self) -> None:
+        """There is a place."""
+        if self._asks and not self._guard.is_leader:
+            self.deadline = self._guard.now()
+            self._guard.rouse()
 
     def retire(self) -> None:
         """The node is stopping: never campaign again."""
         self._retired = True
+        self.end()
 
     def stepped_down(self) -> None:
         """This replica no longer leads."""
@@ -86,6 +105,10 @@ class Elections:
         self.arm(*_RETRY)
         if self._retired or not guard.votes_durable():
             return  # the last vote is still being written: one campaign at a time
+        self._asks = True
+        if not guard.campaigns.enter(guard.group, self._campaign_again):
+            self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+            return
         self._pre_vote = (guard.term + 1, {guard.node_id})
         log = guard.journal.log
         for peer in guard.peers:
@@ -176,6 +199,7 @@ class Elections:
 
     def voted(self, peer: NodeId) -> None:
         """The library grants its vote; the message leaves when the vote is durable."""
+        self.end()
         self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
         message = self._guard.outbox.message()
         message.vote_reply.nonce = self._asked_nonce

@@ -81,7 +81,7 @@ class Group(Standing):
         self.guard = Guard(
             spec.group_id, spec.generation, context.node_id, spec.voters, journal=self.journal, votes=context.votes,
             reactor=context.reactor, transport=context.transport, heartbeats=context.heartbeats,
-            log_event=self._log_event, on_state=self._state_changed,
+            campaigns=context.campaigns, log_event=self._log_event, on_state=self._state_changed,
         )  # fmt: skip
         context.enter()
         self._raft = library.build(
@@ -488,6 +488,7 @@ class Group(Standing):
         self._failed, self._why = True, why
         self._leadership_ended(answer)
         self.guard.leading.end()
+        self.guard.elections.end()
         for listener in tuple(self.on_role):
             self._call(listener)
 

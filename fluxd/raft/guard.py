@@ -22,6 +22,7 @@ from fluxd.core.errors import InvariantViolation
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft import library
+from fluxd.raft.campaigns import Campaigns
 from fluxd.raft.elections import Elections
 from fluxd.raft.following import Following
 from fluxd.raft.heartbeats import Heartbeats, Row
@@ -55,15 +56,17 @@ class Guard(LibraryTransport):
         reactor: Reactor,
         transport: Transport,
         heartbeats: Heartbeats,
+        campaigns: Campaigns,
         log_event: Callable[..., None],
         on_state: StateListener,
     ) -> None:
         super().__init__(None, None, None)
         self.group, self.generation, self.node_id = group, generation, node_id
+        self.voters = voters
         self.peers = tuple(voter for voter in voters if voter != node_id)
         self.library_peers = self.peers or (DISK_PEER,)
         self.journal, self._votes, self._reactor, self.transport = journal, votes, reactor, transport
-        self.heartbeats = heartbeats
+        self.heartbeats, self.campaigns = heartbeats, campaigns
         self.rouse: Callable[[], None] = lambda: None
         """Has the group stepped soon."""
         self.log_event, self._on_state = log_event, on_state
@@ -189,6 +192,7 @@ class Guard(LibraryTransport):
         self.journal.log.keeps_cached = new == library.LEADER
         if new == library.LEADER:
             self.leading.begin()
+            self.elections.end()
             for peer in self.library_peers:
                 self.expose(peer)
         elif old == library.LEADER:
@@ -305,7 +309,7 @@ class Guard(LibraryTransport):
         if self.is_leader:
             self.leading.peer_lost(peer)
         elif gone and self.following.leader == peer:
-            self.elections.leader_gone()
+            self.elections.leader_gone(peer)
 
     @property
     def commit_index(self) -> RaftIndex:

@@ -2,9 +2,9 @@
 
 A group *rests* towards a follower when nothing is under way between the two and the follower has acknowledged all of
 the log, which is committed. Such groups are rows of one list, sent every HEARTBEAT_INTERVAL; neither side steps them.
-The receiver compares each row with its replica and answers with the rows that do not fit exactly; those, and all when
-answers fail to come, get heartbeats of their own again, which can do what a row cannot: tell a term, a commit index,
-send again.
+The receiver compares each row with its replica and answers with the rows that do not fit exactly; those get
+heartbeats of their own again, which can do what a row cannot: tell a term, a commit index, send again. So do all when
+the link breaks, until the node there has answered a list again.
 
 Why that is safe: **a row changes nothing in a group but the follower's election timer, and its answer nothing but the
 leader's belief that the follower is there.** Neither moves a term, a vote, a match or a commit index, and a read that
@@ -31,8 +31,9 @@ from fluxd.raft.transport import Transport
 from fluxlog.v1 import peer_pb2
 
 _SILENT_AFTER = limits.ELECTION_TIMEOUT_MIN - 0.5 * limits.HEARTBEAT_INTERVAL
-"""A list that was not answered within this time: its groups look for themselves, and step down where no majority is
-left. Not sooner: a node that is slow to answer must not be sent many messages instead of one."""
+"""A list that was not answered within this time: groups for which no majority is left are stepped, so that they notice.
+The others go on resting: a node that is slow to answer must not be sent many messages instead of one."""
+_OUTSTANDING_MAX = 32
 _PAST_PROCESSES = 16
 _NONCE_BITS = 53
 
@@ -51,12 +52,13 @@ class Rest:
 
     Args:
         roused: called when it cannot rest any more for a reason of the pair's.
+        silent: called in each round in which lists are not answered.
     """
 
-    __slots__ = ("_pair", "_since", "roused", "row")
+    __slots__ = ("_pair", "_since", "roused", "row", "silent")
 
-    def __init__(self, pair: _Pair, row: Row, roused: Callable[[], None]) -> None:
-        self._pair, self.row, self.roused = pair, row, roused
+    def __init__(self, pair: _Pair, row: Row, roused: Callable[[], None], silent: Callable[[], None]) -> None:
+        self._pair, self.row, self.roused, self.silent = pair, row, roused, silent
         self._since = pair.round + 1
 
     @property
@@ -80,7 +82,7 @@ class _Pair:
         """The rows as `message` has them; None: they have changed."""
         self.message = peer_pb2.GroupMessage()
         self.round = self.confirmed_round = 0
-        self.outstanding: deque[tuple[int, float, tuple[Rest, ...]]] = deque()
+        self.outstanding: deque[tuple[int, float, tuple[Rest, ...]]] = deque(maxlen=_OUTSTANDING_MAX)
         """Lists sent and not answered: (round, when, rows)."""
         self.heard_at = NEVER
         self.answers = False
@@ -128,12 +130,12 @@ class Heartbeats:
         self.counters: Counter[str] = Counter()
 
     # ------------------------------------------------------------------ the leader's side
-    def rest(self, peer: NodeId, row: Row, roused: Callable[[], None]) -> Rest | None:
+    def rest(self, peer: NodeId, row: Row, *, roused: Callable[[], None], silent: Callable[[], None]) -> Rest | None:
         """List a group from the next round on; None: that node does not answer lists (now)."""
         pair = self._pairs.setdefault(peer, _Pair())
         if not pair.answers:
             return None
-        rest = pair.rows[row.group] = Rest(pair, row, roused)
+        rest = pair.rows[row.group] = Rest(pair, row, roused, silent)
         pair.listed = None
         return rest
 
@@ -142,13 +144,14 @@ class Heartbeats:
         now = self._reactor.now()
         for peer, pair in self._pairs.items():
             if pair.outstanding and now - pair.outstanding[0][1] >= _SILENT_AFTER:
-                self.counters["pair_fell_silent"] += 1
-                self.peer_lost(peer)
+                self.counters["silent_rounds"] += 1
+                for rest in tuple(pair.rows.values()):
+                    rest.silent()
             listed = pair.build(self._nonce)
             pair.round += 1
             pair.message.heartbeat_list.round = pair.round
-            if self._transport.send(peer, pair.message):
-                pair.outstanding.append((pair.round, now, listed))
+            self._transport.send(peer, pair.message)
+            pair.outstanding.append((pair.round, now, listed))
 
     def peer_lost(self, peer: NodeId) -> None:
         """Nothing rests towards that node until it has answered again."""

@@ -18,6 +18,7 @@ from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft import library
+from fluxd.raft.campaigns import Campaigns
 from fluxd.raft.catching_up import CatchingUp
 from fluxd.raft.context import GroupContext
 from fluxd.raft.copy_pace import CopyPace
@@ -107,6 +108,7 @@ class Host:
         self._grace_until = self._alive_at
         self._stopped = False
         self._disk_full, self._disk_check_at = False, 0.0
+        self._campaigns = Campaigns(reactor.now)
         self.heartbeats = Heartbeats(reactor, transport, self._confirm)
         self._catching_up = CatchingUp(
             reactor, fs, context=self._copy_context, replace=self._replace,
@@ -174,7 +176,7 @@ class Host:
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
             enter=self._enter, read_failed=self._leaving.read_failed, heartbeats=self.heartbeats,
-            disk_full=lambda: self._disk_full,
+            campaigns=self._campaigns,             disk_full=lambda: self._disk_full,
         )  # fmt: skip
         group = Group(spec, opened.log, opened.producers, opened.log_start, context)
         self._catching_up.watch(group, begun=opened.copy_begun)
@@ -356,7 +358,7 @@ class Host:
             self._scheduled = True
             self._reactor.call_at(self._grace_until, self._run)
             return
-        ready, self._ready = self._ready, {}
+        ready = self._some_ready()
         for group in ready.values():
             if group.role is not Role.FAILED:
                 self._guarded(group, group.step)
@@ -369,9 +371,19 @@ class Host:
                     self._housekeeping.keep(group)
         self._sync_votes()
 
+    def _some_ready(self) -> dict[GroupId, Group]:
+        """Those that are stepped in this turn; the others follow when what has arrived meanwhile was read."""
+        if len(self._ready) <= limits.GROUPS_STEPPED_MAX:
+            ready, self._ready = self._ready, {}
+            return ready
+        self._scheduled = True
+        self._reactor.call_soon(self._run)
+        return {group_id: self._ready.pop(group_id) for group_id in list(self._ready)[: limits.GROUPS_STEPPED_MAX]}
+
     def _alive(self) -> None:
         if not self._stopped:
             self._notice_stall()
+            self._campaigns.expire()
             if self._reactor.now() >= self._disk_check_at:
                 self._check_disk()
             self._reactor.call_at(self._reactor.now() + _ALIVE_EVERY, self._alive)

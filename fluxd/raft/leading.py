@@ -199,7 +199,13 @@ class Leading:
                 progress.roused()
             elif progress.rest is None and guard.is_exposed(peer) and guard.transport.is_connected(peer):
                 row = Row(guard.group, guard.generation, guard.term, last_index)
-                progress.rest = guard.heartbeats.rest(peer, row, partial(self._roused, progress))
+                progress.rest = guard.heartbeats.rest(
+                    peer, row, roused=partial(self._roused, progress), silent=self._silent
+                )
+
+    def _silent(self) -> None:
+        if not self.in_contact():
+            self._guard.rouse()  # the library looks, and steps down
 
     def _roused(self, progress: Progress) -> None:
         progress.roused()
