@@ -95,6 +95,17 @@ def test_a_file_of_another_log_is_found(disk: SimDisk) -> None:
         scrub(log)
 
 
+def test_entries_in_another_order_are_found(disk: SimDisk) -> None:
+    """Each frame is sound, and the first one is the right one."""
+    log = filled(disk)
+    data = disk.durable_bytes(FIRST) or b""
+    size = log.stamp_at(RaftIndex(2)).frame_bytes
+    first, second = data[HEADER_BYTES:][:size], data[HEADER_BYTES + size :][:size]
+    disk.set_bytes(FIRST, data[:HEADER_BYTES] + second + first + data[HEADER_BYTES + 2 * size :])
+    with pytest.raises(CorruptDataError, match=f"^{FIRST}: position {HEADER_BYTES}: index 3 after 1"):
+        scrub(log)
+
+
 @pytest.mark.parametrize("cut", [0, 1, HEADER_BYTES, 100])
 def test_a_shorter_or_missing_file_is_damage(disk: SimDisk, cut: int) -> None:
     """What was there must be there."""

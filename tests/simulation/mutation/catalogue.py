@@ -10,6 +10,7 @@ from tests.simulation.mutation import (
     heartbeats,
     proposals,
     replication,
+    scrubbing,
     trimming,
 )
 from tests.simulation.mutation.mutant import Mutant
@@ -23,6 +24,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *trimming.MUTANTS,
     *copying.MUTANTS,
     *catching_up.MUTANTS,
+    *scrubbing.MUTANTS,
 )
 
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

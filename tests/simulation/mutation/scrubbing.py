@@ -1,0 +1,86 @@
+"""Mutants of the scrub: damage is found, is repaired in turn, and costs neither a quorum nor a record."""
+
+from __future__ import annotations
+
+from tests.simulation.mutation.mutant import Edit, Mutant
+
+_SCRUB = "fluxd/storage/scrub.py"
+_READER = "fluxd/storage/reader.py"
+_LEADING = "fluxd/raft/leading.py"
+_LEAVING = "fluxd/raft/leaving.py"
+_SERVING = "fluxd/raft/serving.py"
+_HOST = "fluxd/raft/host.py"
+_TESTS = "tests/simulation/test_scrubbing.py::"
+_UNIT = "tests/unit/test_storage_scrub.py::"
+
+MUTANTS = (
+    Mutant(
+        "scrub-chain",
+        "the scrub checks that each entry follows the one before it",
+        (Edit(_SCRUB, "why = breach(last, stamp) if last is not None else None", "why = None"),),
+        guard=_UNIT + "test_entries_in_another_order_are_found",
+    ),
+    Mutant(
+        "scrub-committed",
+        "the scrub reads what is committed, and no further",
+        (Edit(_SCRUB, "following.raft_index - 1 > end_index", "False"),),
+        guard=_UNIT + "test_the_segment_that_is_written_can_be_left_out",
+    ),
+    Mutant(
+        "scrub-trimmed",
+        "what was trimmed while it was read is no damage",
+        (
+            Edit(
+                _SCRUB,
+                "return all(segment.first_index != piece.segment for segment in self._segments.all)",
+                "return False",
+            ),
+        ),
+        guard=_TESTS + "test_a_trimmed_segment_is_no_damage",
+    ),
+    Mutant(
+        "read-hole",
+        "a reader is not given what stands behind a damaged header",
+        (Edit(_READER, "if stamp.base_offset > offset:", "if False:"),),
+        guard=_UNIT + "test_a_header_that_hides_its_record_leaves_no_hole",
+    ),
+    Mutant(
+        "leave-majority",
+        "a damaged replica leaves when the others that are in sync are a majority",
+        (Edit(_LEADING, "if 2 * (len(staying) + 1) <= len(self.progress) + 1 or", "if"),),
+        guard=_TESTS + "test_it_stays_while_another_replica_is_missing",
+    ),
+    Mutant(
+        "leave-in-turn",
+        "of two damaged replicas one leaves at a time",
+        (Edit(_LEADING, " and now >= p.leaving_until\n", "\n"),),
+        guard=_TESTS + "test_damage_on_two_of_three_is_repaired_in_turn",
+    ),
+    Mutant(
+        "leave-needed",
+        "a replica stays whose acknowledgement an entry waits for",
+        (Edit(_LEADING, " or progress.match > self._guard.journal.commit_index:", ":"),),
+        guard=_TESTS + "test_nobody_leaves_whose_acknowledgement_is_needed",
+    ),
+    Mutant(
+        "leave-late-reply",
+        "what a replica that leaves acknowledges does not count",
+        (Edit(_LEADING, "if now < progress.leaving_until:", "if False:"),),
+        guard=_TESTS + "test_what_a_leaving_replica_acknowledged_late_does_not_count",
+    ),
+    Mutant(
+        "leave-hand-over",
+        "a damaged leader hands over before it leaves",
+        (Edit(_LEAVING, "            damaged.group.transfer(None)\n", "            self._leave(damaged)\n"),),
+        guard=_TESTS + "test_a_damaged_leader_hands_over_before_it_leaves",
+    ),
+    Mutant(
+        "leave-read",
+        "a read that meets damage tells it",
+        (
+            Edit(_SERVING, "                self._read_failed(error)\n", ""),
+            Edit(_HOST, "if isinstance(error, CorruptDataError):", "if False:"),
+        ),
+        guard=_TESTS + "test_a_read_that_meets_the_damage_first_tells_it",
+    ),
+)
