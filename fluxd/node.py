@@ -130,7 +130,10 @@ class Node:
         except DirectoryError as error:
             raise StartError(f"data directory {root}: {error}") from error
         except OSError as error:
-            raise StartError(f"data directory {root} cannot be used: {error.strerror or error}") from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> StartError:
+        return StartError(f"data directory {self._settings.data_dir} cannot be used: {error.strerror or error}")
 
     def _make_host(self) -> Host:
         votes, why = None, ""
@@ -142,6 +145,8 @@ class Node:
             votes = VoteFile.open(self._directory.fs, VOTES_NAME)
         except (VotesMissing, VotesCorrupt) as error:
             why = str(error)
+        except OSError as error:
+            raise self._unusable(error) from error
         return Host(
             self._me.node_id, self._me.directory_id, reactor=self._reactor, fs=self._directory.fs, votes=votes,
             transport=self._links, log_event=_log_event, votes_why=why,
@@ -179,11 +184,7 @@ class Node:
         """
         try:
             await self._start_server()
-            await self._until_ended(
-                Joining(
-                    self._me, self._directory, self._secret, self._addresses, self._reactor, self._machine.network
-                ).join()
-            )
+            await self._until_ended(self._join())
             if not self._ended.is_set():
                 await self._live()
         finally:
@@ -192,6 +193,15 @@ class Node:
             self._directory.close()
         if self._failure is not None:
             raise self._failure
+
+    async def _join(self) -> None:
+        joining = Joining(
+            self._me, self._directory, self._secret, self._addresses, self._reactor, self._machine.network
+        )
+        try:
+            await joining.join()
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def stop(self) -> None:
         """Begin to stop: hand over, finish, end."""

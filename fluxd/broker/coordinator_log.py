@@ -37,6 +37,9 @@ from fluxd.raft.proposal import Append, AppendResult
 from fluxd.raft.spec import Role
 from fluxlog.v1 import group_log_pb2, record_pb2
 
+_READ_AGAIN = 0.5
+"""Seconds after an error of the disk."""
+
 
 class OffsetsReplica(Protocol):
     """This node's replica of a partition of __consumer_offsets."""
@@ -62,6 +65,7 @@ class OffsetsReplica(Protocol):
     def read_index(self, done: Callable[[FluxError | None], None]) -> None: ...
     def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None: ...
     def fail(self, why: str) -> None: ...
+    def read_failed(self, error: BaseException) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,7 @@ class CoordinatorLog:
         try:
             plan = replica.log.plan_read(offset, max_bytes=limits.GROUPS_READ_BYTES, end_index=replica.commit_index)
         except (OSError, ValueError, CorruptDataError) as error:
-            self._fail(error)
+            self._read_failed(error)
             return
         if callable(plan):
             self._read_off_the_loop(plan)
@@ -237,13 +241,21 @@ class CoordinatorLog:
             if isinstance(error, Exception) and self._position < self.replica.log_start_offset:
                 self._reactor.call_soon(self._step)  # it was trimmed while it was being read
             elif isinstance(error, Exception):
-                self._fail(error)
+                self._read_failed(error)
             elif error is not None:
                 raise error
             else:
                 self._take(out[0])
 
         self._reactor.run_blocking([lambda: out.append(plan())], done)
+
+    def _read_failed(self, error: Exception) -> None:
+        """An error of the disk may pass, and a damaged replica is copied; meanwhile nothing more is applied."""
+        if isinstance(error, (OSError, CorruptDataError)):
+            self.replica.read_failed(error)
+            self._reactor.call_at(self._reactor.now() + _READ_AGAIN, self._step)
+        else:
+            self._fail(error)
 
     @property
     def _position(self) -> Offset:

@@ -24,6 +24,9 @@ from fluxd.core.runtime import Reactor
 from fluxd.core.types import Offset, RaftIndex
 from fluxlog.v1 import record_pb2
 
+_READ_AGAIN = 0.5
+"""Seconds after an error of the disk."""
+
 
 class ReadableLog(Protocol):
     """The read side of a partition log."""
@@ -141,7 +144,7 @@ class MetadataFollower:
                 self.applied_offset, max_bytes=limits.METADATA_READ_BYTES, end_index=group.commit_index
             )
         except (OSError, CorruptDataError) as error:
-            self._fatal(error)
+            self._read_failed(error)
             return
         if callable(plan):
             self._read_off_the_loop(plan)
@@ -153,13 +156,20 @@ class MetadataFollower:
 
         def done(error: BaseException | None) -> None:
             if isinstance(error, Exception):
-                self._fatal(error)
+                self._read_failed(error)
             elif error is not None:
                 raise error
             else:
                 self._take(out[0])
 
         self._reactor.run_blocking([lambda: out.append(plan())], done)
+
+    def _read_failed(self, error: Exception) -> None:
+        """An error of the disk may pass; the replica sees to that."""
+        if isinstance(error, OSError):
+            self._reactor.call_at(self._reactor.now() + _READ_AGAIN, self._step)
+        else:
+            self._fatal(error)
 
     def _take(self, frames: bytes) -> None:
         if self._group is None:

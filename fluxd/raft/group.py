@@ -58,6 +58,7 @@ class Group(Standing):
         self.on_role: list[Callable[[], None]] = []
         self.openings = 0
         """How often its log was opened: each time what is known to be committed is what the disk says."""
+        self.why, self._failed = "", True
         self._take_over(log, producers, log_start)
 
     def _take_over(self, log: PartitionLog, producers: ProducerTable, log_start: LogStart) -> None:
@@ -66,7 +67,6 @@ class Group(Standing):
         self.openings += 1
         self.log, self.producers = log, producers
         self.trimming = Trimming(log, log_start)
-        self.why, self._failed = "", False
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
         self._queue_records = 0
@@ -99,6 +99,7 @@ class Group(Standing):
         self.trimming.commit(self.commit_index, self.high_watermark)
         self._known_leader: tuple[int, NodeId | None] = (0, None)
         self._arm_first_campaign()
+        self.why, self._failed = "", False
 
     def _arm_first_campaign(self) -> None:
         if (self.log.last_index == 1 and self.voters[0] == self._context.node_id) or len(self.voters) == 1:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluxd.core import limits
+from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import GroupId
 from fluxd.raft.group import Group
@@ -127,8 +128,16 @@ class Healing:
     def _take(self, patient: _Patient, result: Opened | str) -> None:
         group = patient.group
         if isinstance(result, Opened):
+            try:
+                self._opened(group, result)
+            except OSError as error:
+                result.log.close()
+                result = f"its files cannot be opened: {error}"
+            except CorruptDataError as error:
+                result.log.close()
+                result = Damaged(error)
+        if isinstance(result, Opened):
             del self._patients[group.group_id]
-            self._opened(group, result)
         elif isinstance(result, Damaged):
             del self._patients[group.group_id]
             group.why = str(result)

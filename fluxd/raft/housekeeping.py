@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import GroupId, Offset, RaftIndex
 from fluxd.raft.group import Group
@@ -70,6 +71,12 @@ class Housekeeping:
 
     def _snapshot(self, group: Group) -> None:
         log, index, before = group.log, group.commit_index, self._snapshot_at[group.group_id]
+        try:
+            steps = log.write_snapshot(index, group.producers.snapshot())
+        except (OSError, CorruptDataError) as error:  # of reading the entry that it is tied to
+            self._try_later(group)
+            group.read_failed(error)
+            return
         self._snapshot_at[group.group_id] = log.written_bytes
         saved = (index, log.log_start_offset)
 
@@ -79,7 +86,7 @@ class Housekeeping:
             else:
                 self._snapshot_at[group.group_id] = before
 
-        self._in_background(group, log.write_snapshot(index, group.producers.snapshot()), "snapshot_failed", written)
+        self._in_background(group, steps, "snapshot_failed", written)
 
     def _trim(self, group: Group, log_start_offset: Offset, snapshot_index: RaftIndex) -> None:
         steps = group.log.trim_prefix(log_start_offset, snapshot_index)
@@ -96,6 +103,12 @@ class Housekeeping:
         self._in_background(group, steps, "trim_failed", trimmed)
         self._trimmed(group)
 
+    def _try_later(self, group: Group) -> None:
+        now = self._reactor.now()
+        wait = self._backoffs.setdefault(group.group_id, Backoff()).next(now)
+        self._not_before[group.group_id] = now + wait
+        self._reactor.call_at(now + wait, lambda: self.keep(group))
+
     def _in_background(
         self, group: Group, steps: list[Callable[[], None]], failure: str,
         ended: Callable[[BaseException | None], None],
@@ -109,9 +122,7 @@ class Housekeeping:
                 return  # closed, perhaps opened again, meanwhile
             if error is not None:
                 self._log_event(failure, group=str(group_id), why=str(error))
-                now = self._reactor.now()
-                again = self._not_before[group_id] = now + self._backoffs.setdefault(group_id, Backoff()).next(now)
-                self._reactor.call_at(again, lambda: self.keep(group))
+                self._try_later(group)
             ended(error)
             self.keep(group)
 

@@ -6,11 +6,30 @@ Power lost before the state file's name is durable: there is no log yet, and cre
 from __future__ import annotations
 
 from fluxd.core.entry import read_stamp
+from fluxd.core.errors import InvariantViolation
 from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, Mark, State, StateFile
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.index import SegmentIndex
 from fluxd.storage.recovery import Recovered
 from fluxd.storage.segment import Segment, segment_name
+
+
+def prepare_directory(fs: FileSystem, directory: str) -> None:
+    """An empty directory, its name durable; what is left of a creation that was cut off goes. Blocks.
+
+    Raises:
+        InvariantViolation: a log is there; nothing was written.
+    """
+    found = StateFile.open(fs, f"{directory}/{STATE_NAME}")
+    if found is not None:
+        found.close()
+        raise InvariantViolation(f"{directory}: a log is there; it is not replaced by a new one")
+    fs.remove_tree(directory)
+    fs.make_directory(directory)
+    parent = directory
+    while parent:
+        parent = parent.rpartition("/")[0]
+        fs.sync_directory(parent)
 
 
 def create_files(fs: FileSystem, directory: str, generation: int, frame: bytes) -> Recovered:

@@ -24,8 +24,8 @@ from fluxd.core.entry import Stamp, birth_frame, read_stamp
 from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.retention import SegmentSummary
 from fluxd.core.types import GroupId, Offset, RaftIndex, Term
-from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, Mark, StateFile
-from fluxd.storage.creation import create_files
+from fluxd.storage.checkpoint import Checkpoint, Mark
+from fluxd.storage.creation import create_files, prepare_directory
 from fluxd.storage.errors import LogCorrupt
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import breach
@@ -105,17 +105,9 @@ class PartitionLog:
             InvariantViolation: a log is there; nothing was written.
             OSError: retriable.
         """
-        found = StateFile.open(fs, f"{directory}/{STATE_NAME}")
-        if found is not None:
-            found.close()
-            raise InvariantViolation(f"{directory}: a log is there; it is not replaced by a new one")
-        fs.remove_tree(directory)
-        fs.make_directory(directory)
-        parent = directory
-        while parent:
-            parent = parent.rpartition("/")[0]
-            fs.sync_directory(parent)
-        return cls._begin(fs, directory, group, generation, birth_frame(group, generation), segment_bytes)
+        prepare_directory(fs, directory)
+        frame = birth_frame(group, generation)
+        return cls.create_copy(fs, directory, group, generation, frame, segment_bytes=segment_bytes)
 
     @classmethod
     def create_copy(
@@ -128,15 +120,9 @@ class PartitionLog:
         Args:
             first_frame: committed, its checksum verified.
         """
-        return cls._begin(fs, directory, group, generation, first_frame, segment_bytes)
-
-    @classmethod
-    def _begin(
-        cls, fs: FileSystem, directory: str, group: GroupId, generation: int, frame: bytes, segment_bytes: int
-    ) -> PartitionLog:
-        created = create_files(fs, directory, generation, frame)
+        created = create_files(fs, directory, generation, first_frame)
         log = cls(fs, directory, group, created, generation, segment_bytes=segment_bytes)
-        log._tail.append(created.last, frame)
+        log._tail.append(created.last, first_frame)
         return log
 
     @classmethod

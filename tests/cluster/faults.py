@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
-from fluxd.core.types import NodeId
+from fluxd.core.types import METADATA_GROUP, NodeId
 from fluxd.raft.spec import Role
+from fluxd.storage.directory import PARTITIONS, VOTES_NAME
 from tests.cluster.node import SimNode
 from tests.cluster.scene import Client
 from tests.cluster.watch import Watch
 from tests.cluster.wire import Wire
 from tests.simulation.clock import Simulator
+from tests.simulation.damage import EXCLUDED, damage_closed_segment, damage_replica, damage_votes
+from tests.simulation.disk import WELL, Sickness
 
 STOP_SECONDS = 12.0
 """A node that was asked to stop has ended by then: its stop_timeout, an election timeout, and the graces."""
@@ -37,6 +41,8 @@ class Faults:
         self.on = False
         self._away: set[NodeId] = set()
         self.trace: list[str] = []
+        for node in nodes.values():
+            node.on_gave_up = partial(self.ended, node)
 
     def begin(self) -> None:
         """From now on, until `heal`."""
@@ -62,6 +68,7 @@ class Faults:
             (4, self._change_weather), (3, self._slow_disk), (2, self._hang_disk), (2, self._jump_clock),
             (5 if self._trims else 1, self._leave), (3, self._crash_client),
             (4 if self._wipes_max else 0, self._wipe), (2, self._transfer),
+            (5, self._sicken_disk), (3, self._use_up_disk), (5 if self._wipes_max else 0, self._damage_disk),
         ]  # fmt: skip
         fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
         self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")
@@ -96,7 +103,7 @@ class Faults:
 
     def _kill(self) -> None:
         node = self._some()
-        if node is not None:
+        if node is not None and self._may_end(node):
             self._count("kill")
             node.kill()
             self.ended(node)
@@ -104,7 +111,7 @@ class Faults:
     def _leave(self) -> None:
         """Away for so long that others trim what it would need next."""
         node = self._some()
-        if node is not None and len(self.nodes) > 2 and not self._away:
+        if node is not None and len(self.nodes) > 2 and not self._away and self._may_end(node):
             self._count("long_absence")
             self._away.add(node.node_id)
             node.kill()
@@ -117,13 +124,14 @@ class Faults:
 
     def _power_cut(self) -> None:
         node = self._some()
-        if node is not None:
+        if node is not None and self._may_end(node):
             self._count("power_cut")
             node.cut_power()
             self.ended(node)
 
     def _power_cut_many(self) -> None:
         victims = [node for node in self.nodes.values() if node.alive and self.rng.random() < 0.8]
+        victims = [node for node in victims if self._may_end(node)]
         for node in victims:
             self._count("power_cut")
             node.cut_power()
@@ -203,7 +211,7 @@ class Faults:
             self._after(self.rng.choice((0.01, 0.5)), client.start)
 
     def _wipe(self) -> None:
-        if sum(node.wiped for node in self.nodes.values()) >= self._wipes_max:
+        if not self._may_lose_disk():
             return
         node = self.rng.choice([node for node in self.nodes.values() if not node.wiped])
         was_alive = node.alive
@@ -294,6 +302,76 @@ class Faults:
         node = self.rng.choice(list(self.nodes.values()))
         node.speed.hung_until = self._simulator.now + self.rng.choice((0.5, 1.5, 4.0))
 
+    def _may_lose_disk(self) -> bool:
+        return sum(node.wiped for node in self.nodes.values()) < self._wipes_max
+
+    def _may_end(self, node: SimNode) -> bool:
+        """A process that ends between a failed sync and its repair may leave what looks like damage."""
+        holes = [name for name in node.disk.lossy_files() if name == VOTES_NAME or name.endswith(".seg")]
+        if not holes or node.wiped:
+            return True
+        if not self._may_lose_disk():
+            self._count("excluded_holes")
+            return False
+        self._count("end_with_holes")
+        self._lost(node, votes=VOTES_NAME in holes)
+        return True
+
+    def _lost(self, node: SimNode, *, votes: bool) -> None:
+        self._watch.wiped(node)
+        node.wiped, node.votes_lost = True, votes
+
+    def _sicken_disk(self) -> None:
+        """Operations fail, for a while."""
+        disk = self.rng.choice(list(self.nodes.values())).disk
+        if disk.sickness is not WELL:
+            return
+        kind = self.rng.choice(("syncs", "syncs", "writes", "reads"))
+        self._count(f"disk_fails_{kind}")
+        disk.sickness = Sickness(**{kind: self.rng.choice((0.02, 0.3, 1.0))})
+
+        def recover() -> None:
+            disk.sickness = WELL
+
+        self._after(self.rng.choice((0.05, 0.5, 3.0)), recover)
+
+    def _use_up_disk(self) -> None:
+        """To the last byte; somebody makes room again."""
+        disk = self.rng.choice(list(self.nodes.values())).disk
+        if disk.room is None:
+            self._count("disk_used_up")
+            disk.room = self.rng.choice((0, 100, 20_000))
+
+            def make_room() -> None:
+                disk.room = None
+
+            self._after(self.rng.choice((0.5, 3.0)), make_room)
+
+    def _damage_disk(self) -> None:
+        """A bit flips, or an end is gone: mostly while the node is down, of a closed segment at any time."""
+        if not self._may_lose_disk():
+            return
+        node = self.rng.choice([node for node in self.nodes.values() if not node.wiped])
+        if node.alive and self.rng.random() < 0.6:
+            if not self._may_end(node) or node.wiped:
+                return
+            node.kill()
+            self.ended(node)
+        names = [name for name in node.disk.names(PARTITIONS) if name != METADATA_GROUP.directory_name]
+        if not names:
+            return
+        directory = f"{PARTITIONS}/{self.rng.choice(names)}"
+        if node.alive:
+            kind = damage_closed_segment(node.disk, directory, self.rng)
+        elif self.rng.random() < 0.1:
+            kind = damage_votes(node.disk, VOTES_NAME, self.rng)
+        else:
+            kind = damage_replica(node.disk, directory, self.rng)
+        if kind:
+            self._count(f"damage_{kind}")
+        if kind not in ("", EXCLUDED):
+            self._lost(node, votes=kind == "votes")
+
     # ---- the end
 
     def heal(self) -> None:
@@ -306,5 +384,6 @@ class Faults:
         weather.delay_high = 0.001
         for node in self.nodes.values():
             node.speed.low, node.speed.high, node.speed.hung_until = 0.0002, 0.003, 0.0
+            node.disk.room, node.disk.sickness = None, WELL
             if node.process is not None:
                 node.process.loop.resume()

@@ -11,6 +11,7 @@ import grpc
 from pydantic import SecretStr
 
 from fluxd.broker.cluster import ClusterView
+from fluxd.broker.founding import StartError
 from fluxd.config import Settings
 from fluxd.core.metadata import Image
 from fluxd.core.types import NodeId
@@ -27,7 +28,7 @@ from tests.simulation.disk import SimDisk
 
 _NOWHERE = Path("/simulated")
 _DEFECTS = frozenset({"rpc_failed", "node_failed", "library_logged", "replica_failed", "callback_failed"})
-"""Events that say that something is wrong with the code, as long as no disk fails."""
+"""Events that say that something is wrong with the code; a replica may stop for an error of its disk."""
 
 
 class SimNode:
@@ -50,7 +51,10 @@ class SimNode:
         on_event: Callable[[SimNode], None],
         on_defect: Callable[[str], None],
     ) -> None:
+        self.on_gave_up: Callable[[], None] = lambda: None
+        """It could not use its disk, and has ended."""
         self.node_id, self._seeds, self._wire, self._rng = node_id, seeds, wire, rng
+        self._simulator = simulator
         self._on_event, self._on_defect = on_event, on_defect
         self.host = SimHost(f"n{node_id}", simulator, rng)
         wire.hosts[self.host.address] = self.host
@@ -58,7 +62,9 @@ class SimNode:
         self.speed = DiskSpeed()
         self.node: Node | None = None
         self.wiped = False
-        """A disk that belonged to the cluster is gone."""
+        """A disk that belonged to the cluster is gone, or was damaged."""
+        self.votes_lost = False
+        """Its votes may be damaged: then its replicas stay out."""
         self.events: list[str] = []
         self.alarms: list[str] = []
 
@@ -96,8 +102,14 @@ class SimNode:
             node_id=self.node_id, listen=self.host.address, seeds=self._seeds, data_dir=_NOWHERE,
             cluster_secret=SecretStr("the cluster's secret"), allow_remote_stop=True,
         )  # fmt: skip
-        self.node = Node(settings, ProcessReactor(process, self._rng, self.speed), self._machine(process))
-        await self.node.run()
+        try:
+            self.node = Node(settings, ProcessReactor(process, self._rng, self.speed), self._machine(process))
+            await self.node.run()
+        except StartError as error:
+            if not self.disk.errors or "cannot be used" not in str(error):
+                raise
+            self._note(process, f"gave up: {error}")
+            self._simulator.at(self._simulator.now, self.on_gave_up)
 
     def _machine(self, process: SimProcess) -> Machine:
         def listener(address: str, handlers: Sequence[grpc.GenericRpcHandler]) -> SimListener:
@@ -139,7 +151,7 @@ class SimNode:
         if self.host.process is not None:
             self.host.process.end()
         self.disk.wipe()
-        self.wiped = True
+        self.wiped, self.votes_lost = True, False
 
     def stop(self) -> None:
         """SIGTERM."""
@@ -180,7 +192,8 @@ class SimNode:
         fields.pop("duration_ms", None)
         text = f"{level} {event} {dict(fields)}"
         self._note(process, text)
-        if event in _DEFECTS:
+        of_the_disk = event == "replica_failed" and str(fields.get("why", "")).startswith("its disk failed: ")
+        if event in _DEFECTS and not (of_the_disk and self.disk.errors):
             self._on_defect(f"{process}: {text}")
 
     def _note(self, process: SimProcess, text: str) -> None:

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fluxd.core.types import NodeId
+from fluxd.core import limits
+from fluxd.core.types import METADATA_GROUP, NodeId
 from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxlog.checker import Phase, check, report
@@ -42,7 +43,7 @@ class Plan:
     nodes: int
     replicas: int
     wipes_max: int
-    """Disks that may be lost: never so many that a partition of TOPIC has no majority any more."""
+    """Disks that may be lost or damaged: never so many that a partition of TOPIC has no majority any more."""
     pace: float
     retention_bytes: int
     """0: all is kept."""
@@ -55,7 +56,7 @@ class Plan:
         rng = random.Random(seed)
         nodes = rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5))
         replicas = rng.choice((nodes, min(nodes, 3)))
-        wipes_max = (replicas - 1) // 2 if rng.random() < 0.25 else 0
+        wipes_max = (replicas - 1) // 2 if rng.random() < 0.4 else 0
         return Plan(
             nodes,
             replicas,
@@ -233,7 +234,7 @@ class World:
     # ---- the end
 
     def _is_well(self) -> bool:
-        """Every node serves; each group has a leader, and its replicas that take part are equal."""
+        """Every node serves; each group has a leader, and its replicas that can take part do, and are equal."""
         images = [node.image for node in self.nodes.values()]
         if not all(node.serving for node in self.nodes.values()) or any(image != images[0] for image in images):
             return False
@@ -250,12 +251,19 @@ class World:
         groups = [group for group in sides if isinstance(group, Group)]
         if not groups:
             return self.plan.wipes_max > 0  # the one replica was on a disk that is gone
-        if any(group.role is Role.FAILED for group in groups):
+        if any(group.role is Role.FAILED or (group.why and group_id != METADATA_GROUP) for group in groups):
+            return False
+        if len(groups) < len(groups[0].voters) and self._all_heal(group_id, len(groups[0].voters)):
             return False
         if 2 * len(groups) <= len(groups[0].voters):
             return self.plan.wipes_max > 0  # as many as were lost with their disks
         ends = {(group.log.last_index, group.log.last_checksum, group.commit_index) for group in groups}
         return len(ends) == 1 and sum(group.role is Role.LEADER for group in groups) == 1
+
+    def _all_heal(self, group_id: object, voters: int) -> bool:
+        """Not yet: the metadata's replicas, what has no majority without one, and what lost its votes."""
+        votes_lost = any(node.votes_lost for node in self.nodes.values())
+        return group_id != METADATA_GROUP and voters >= limits.COPY_VOTERS_MIN and not votes_lost
 
     def _terms(self) -> list[int]:
         return [

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from fluxd.core.errors import FluxError, Outcome, Reason
+from fluxd.core.errors import CorruptDataError, FluxError, Outcome, Reason
 from fluxd.core.types import NodeId, Offset
 from fluxd.raft.proposal import Append, AppendResult, Committed
 from fluxlog.v1 import record_pb2
@@ -195,7 +196,8 @@ class Client:
         assert group is not None
         if result.base_offset < group.log_start_offset:
             return  # a duplicate of what is trimmed by now
-        self._history.indexes.append(group.log.index_at_offset(result.base_offset))
+        with node.disk.calm(), suppress(CorruptDataError):  # only to look it up
+            self._history.indexes.append(group.log.index_at_offset(result.base_offset))
 
     # ------------------------------------------------------------------ what the client hears
     def _answer(self, sent: Sent, number: int, result: AppendResult, by: NodeId | None = None) -> None:

@@ -22,120 +22,15 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
+from tests.simulation.disk_content import Content, Directory, Keep, NameChange, Truncate, Write
 
-class Keep(Enum):
-    """What a power cut leaves of unsynced changes."""
-
-    NOTHING = "nothing"
-    RANDOM = "random"
-    EVERYTHING = "everything"
+__all__ = ["WELL", "Keep", "PowerCut", "Sickness", "SimDisk", "SimFile"]
 
 
 class PowerCut(BaseException):
     """The power failed at this operation. Not an Exception: no code under test may catch it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    position: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Truncate:
-    size: int
-
-
-def _apply(data: bytearray, change: _Write | _Truncate) -> None:
-    if isinstance(change, _Truncate):
-        del data[change.size :]
-    else:
-        data += bytes(max(0, change.position - len(data)))  # a hole, where an earlier write was lost
-        data[change.position : change.position + len(change.data)] = change.data
-
-
-@dataclass(eq=False, slots=True)
-class _Node:
-    """A file's bytes."""
-
-    data: bytearray = field(default_factory=bytearray)
-    durable: bytearray = field(default_factory=bytearray)
-    pending: list[_Write | _Truncate] = field(default_factory=list)
-    lossy: bool = False
-    """A sync failed, and what was to be synced has not been cut off since: there may be holes."""
-
-    def change(self, change: _Write | _Truncate) -> None:
-        _apply(self.data, change)
-        self.lossy = self.lossy and not isinstance(change, _Truncate)
-        self.pending.append(change)
-
-    def sync(self) -> None:
-        for change in self.pending:
-            _apply(self.durable, change)
-        self.pending.clear()
-
-    def sync_failed(self, rng: random.Random) -> None:
-        for change in self.pending:
-            if isinstance(change, _Truncate) or rng.random() < 0.4:
-                _apply(self.durable, change)
-        self.pending.clear()
-        self.lossy = True
-        if rng.random() < 0.3:  # the cache lets go of what it could not write
-            self.data[: len(self.durable)] = self.durable
-            self.data[len(self.durable) :] = bytes(len(self.data) - len(self.durable))
-
-    def cut(self, rng: random.Random, keep: Keep) -> None:
-        count = {Keep.NOTHING: 0, Keep.EVERYTHING: len(self.pending)}.get(keep)
-        if count is None:
-            count = rng.randint(0, len(self.pending))
-        kept, torn = self.pending[:count], None
-        if keep is Keep.RANDOM and kept and isinstance(kept[-1], _Write):
-            torn = kept.pop()
-        for change in kept:
-            _apply(self.durable, change)
-        if isinstance(torn, _Write):
-            there = rng.randint(0, len(torn.data))
-            _apply(self.durable, _Write(torn.position, torn.data[:there]))
-            if there < len(torn.data) and torn.position + there == len(self.durable) and rng.random() < 0.25:
-                self.durable += bytes(rng.randint(1, len(torn.data) - there))
-        self.pending.clear()
-        self.data = bytearray(self.durable)
-
-
-@dataclass(eq=False, slots=True)
-class _Directory:
-    """Names, durable and current. A pending change is a set of (name, node or None) that happens whole or not at
-    all."""
-
-    names: dict[str, _Node | _Directory] = field(default_factory=dict)
-    durable: dict[str, _Node | _Directory] = field(default_factory=dict)
-    pending: list[_Names] = field(default_factory=list)
-
-    def cut(self, rng: random.Random, keep: Keep) -> None:
-        count = {Keep.NOTHING: 0, Keep.EVERYTHING: len(self.pending)}.get(keep)
-        if count is None:
-            count = rng.randint(0, len(self.pending))
-        for change in self.pending[:count]:
-            change.make_durable()
-
-
-@dataclass(eq=False, slots=True)
-class _Names:
-    changes: list[tuple[_Directory, str, _Node | _Directory | None]]
-    done: bool = False
-
-    def make_durable(self) -> None:
-        if self.done:
-            return
-        self.done = True
-        for directory, name, node in self.changes:
-            if node is None:
-                directory.durable.pop(name, None)
-            else:
-                directory.durable[name] = node
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +49,15 @@ class Sickness:
 
 
 WELL = Sickness()
-_Directories = list[_Directory]
-_Nodes = list[_Node]
+_Directories = list[Directory]
+_Nodes = list[Content]
 _Strings = list[str]  # in SimDisk `list` is a method
 
 
 class SimFile:
     """An open file; invalid after a kill or a power cut. Implements `filesystem.File`."""
 
-    def __init__(self, disk: SimDisk, path: str, node: _Node) -> None:
+    def __init__(self, disk: SimDisk, path: str, node: Content) -> None:
         self._disk = disk
         self._path = path
         self._node = node
@@ -173,7 +68,7 @@ class SimFile:
         """Write all buffers at the end; nothing is written when it fails."""
         self._begin("append", sum(map(len, buffers)))
         before = len(self._node.data)
-        self._node.change(_Write(before, b"".join(buffers)))
+        self._node.change(Write(before, b"".join(buffers)))
         return before
 
     def write_at(self, position: int, data: bytes) -> None:
@@ -181,7 +76,7 @@ class SimFile:
         self._begin("write_at")
         if position > len(self._node.data):
             raise ValueError(f"position {position} is beyond the size {len(self._node.data)} of {self._path}")
-        self._node.change(_Write(position, bytes(data)))
+        self._node.change(Write(position, bytes(data)))
 
     def read(self, position: int, size: int) -> bytes:
         """Up to `size` bytes from a position."""
@@ -195,7 +90,7 @@ class SimFile:
         self._begin("truncate")
         if size > len(self._node.data):
             raise ValueError(f"size {size} is beyond the size {len(self._node.data)} of {self._path}")
-        self._node.change(_Truncate(size))
+        self._node.change(Truncate(size))
 
     def size(self) -> int:
         """Current size, bytes."""
@@ -248,7 +143,7 @@ class SimDisk:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self._root = _Directory()
+        self._root = Directory()
         self.room: int | None = None
         self.sickness = WELL
         self.errors = 0
@@ -270,9 +165,9 @@ class SimDisk:
         if node is None:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            node = _Node()
+            node = Content()
             self._change((parent, name, node))
-        if isinstance(node, _Directory):
+        if isinstance(node, Directory):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         return SimFile(self, path, node)
 
@@ -289,7 +184,7 @@ class SimDisk:
     def names(self, path: str) -> _Strings:
         """The same for tests: no operation, never fails."""
         directory = self._lookup(path)
-        return sorted(directory.names) if isinstance(directory, _Directory) else []
+        return sorted(directory.names) if isinstance(directory, Directory) else []
 
     def make_directory(self, path: str) -> None:
         """With its parents."""
@@ -298,9 +193,9 @@ class SimDisk:
         for part in path.split("/") if path else []:
             child = directory.names.get(part)
             if child is None:
-                child = _Directory()
+                child = Directory()
                 self._change((directory, part, child))
-            if not isinstance(child, _Directory):
+            if not isinstance(child, Directory):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             directory = child
 
@@ -312,14 +207,14 @@ class SimDisk:
         node = old_parent.names.get(old_name)
         if node is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), old)
-        if isinstance(new_parent.names.get(new_name), _Directory):
+        if isinstance(new_parent.names.get(new_name), Directory):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), new)
         self._change((old_parent, old_name, None), (new_parent, new_name, node))
 
     def remove(self, path: str) -> None:
         """Remove a file; harmless when it is missing."""
         self.begin("remove", path)
-        if isinstance(self._lookup(path), _Node):
+        if isinstance(self._lookup(path), Content):
             parent, name = self._parent(path)
             self._change((parent, name, None))
 
@@ -327,10 +222,10 @@ class SimDisk:
         """Remove a directory and all in it; harmless when it is missing."""
         self.begin("remove_tree", path)
         directory = self._lookup(path)
-        if not isinstance(directory, _Directory):
+        if not isinstance(directory, Directory):
             return
         for name, node in list(directory.names.items()):
-            if isinstance(node, _Directory):
+            if isinstance(node, Directory):
                 self.remove_tree(f"{path}/{name}")
             else:
                 self.remove(f"{path}/{name}")
@@ -345,7 +240,7 @@ class SimDisk:
         """Names in it become durable."""
         self.begin("sync_directory", path)
         directory = self._lookup(path)
-        if not isinstance(directory, _Directory):
+        if not isinstance(directory, Directory):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         for change in directory.pending:
             change.make_durable()
@@ -405,26 +300,27 @@ class SimDisk:
     def wipe(self) -> None:
         """A new, empty disk."""
         self.kill()
-        self._root = _Directory()
+        self._root = Directory()
+        self.sickness, self.room = WELL, None
 
     # ---- for tests
 
     def lossy_files(self) -> _Strings:
         """Names of files in which a failed sync may have left holes."""
         return [name for directory in self._everything()[0] for name, node in directory.names.items()
-                if isinstance(node, _Node) and node.lossy]  # fmt: skip
+                if isinstance(node, Content) and node.lossy]  # fmt: skip
 
     def durable_bytes(self, path: str) -> bytes | None:
         """What a power cut cannot take from a file; None: its name is not durable."""
-        directory: _Node | _Directory | None = self._root
+        directory: Content | Directory | None = self._root
         for part in path.split("/"):
-            directory = directory.durable.get(part) if isinstance(directory, _Directory) else None
-        return bytes(directory.durable) if isinstance(directory, _Node) else None
+            directory = directory.durable.get(part) if isinstance(directory, Directory) else None
+        return bytes(directory.durable) if isinstance(directory, Content) else None
 
     def current_bytes(self, path: str) -> bytes:
         """What a read would return."""
         node = self._lookup(path)
-        assert isinstance(node, _Node), path
+        assert isinstance(node, Content), path
         return bytes(node.data)
 
     def set_bytes(self, path: str, data: bytes) -> None:
@@ -432,7 +328,7 @@ class SimDisk:
         self.make_directory(path.rpartition("/")[0])
         self.open(path, create=True)
         node = self._lookup(path)
-        assert isinstance(node, _Node), path
+        assert isinstance(node, Content), path
         node.data, node.durable = bytearray(data), bytearray(data)
         node.pending.clear()
         self.sync_everything()
@@ -440,7 +336,7 @@ class SimDisk:
     def flip_bit(self, path: str, position: int, bit: int = 0) -> None:
         """Damage one byte of a file, where it is written and where it is durable."""
         node = self._lookup(path)
-        assert isinstance(node, _Node), path
+        assert isinstance(node, Content), path
         for data in (node.data, node.durable):
             if position < len(data):
                 data[position] ^= 1 << bit
@@ -448,7 +344,7 @@ class SimDisk:
     def cut_off(self, path: str, size: int) -> None:
         """Damage a file: only so many bytes of it are left."""
         node = self._lookup(path)
-        assert isinstance(node, _Node), path
+        assert isinstance(node, Content), path
         node.sync()
         for data in (node.data, node.durable):
             del data[size:]
@@ -494,8 +390,8 @@ class SimDisk:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
             self.room -= grows
 
-    def _change(self, *changes: tuple[_Directory, str, _Node | _Directory | None]) -> None:
-        names = _Names(list(changes))
+    def _change(self, *changes: tuple[Directory, str, Content | Directory | None]) -> None:
+        names = NameChange(list(changes))
         for directory, name, node in changes:
             if node is None:
                 directory.names.pop(name, None)
@@ -504,17 +400,17 @@ class SimDisk:
             if names not in directory.pending:
                 directory.pending.append(names)
 
-    def _parent(self, path: str) -> tuple[_Directory, str]:
+    def _parent(self, path: str) -> tuple[Directory, str]:
         head, _, name = path.rpartition("/")
         parent = self._lookup(head)
-        if not isinstance(parent, _Directory):
+        if not isinstance(parent, Directory):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return parent, name
 
-    def _lookup(self, path: str) -> _Node | _Directory | None:
-        node: _Node | _Directory | None = self._root
+    def _lookup(self, path: str) -> Content | Directory | None:
+        node: Content | Directory | None = self._root
         for part in path.split("/") if path else []:
-            node = node.names.get(part) if isinstance(node, _Directory) else None
+            node = node.names.get(part) if isinstance(node, Directory) else None
         return node
 
     def _everything(self) -> tuple[_Directories, _Nodes]:
@@ -527,7 +423,7 @@ class SimDisk:
                 if id(node) in seen:
                     continue
                 seen.add(id(node))
-                if isinstance(node, _Directory):
+                if isinstance(node, Directory):
                     directories.append(node)
                 else:
                     files.append(node)

@@ -7,10 +7,11 @@ read whole. What the simulation knows of the inside (`invariants.py`) is not ask
 from __future__ import annotations
 
 from fluxd.core.entry import split_batches
-from fluxd.core.errors import FluxError
+from fluxd.core.errors import CorruptDataError, FluxError
 from fluxd.core.types import NodeId, Offset, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.proposal import AppendResult, Committed
+from fluxd.raft.spec import Role
 from fluxlog.checker import History, Outcome, Phase, Verdict, check
 from fluxlog.v1 import record_pb2
 from tests.simulation.clients import Client, Sent
@@ -120,7 +121,7 @@ class RecordedWorld(World):
     def _read(self) -> None:
         super()._read()
         node = self.rng.choice(list(self.nodes.values()))
-        if node.group is not None:
+        if node.group is not None and node.group.role is not Role.FAILED:
             self._poll(self.rng.choice(("r0", "r1")), node.group)
             self._ask(node, node.group)
 
@@ -129,7 +130,11 @@ class RecordedWorld(World):
         if offset < group.log_start_offset:  # retention was faster
             offset = self._positions[reader] = int(group.log_start_offset)
             self.recorded.assign(reader, {PARTITION: offset}, now)
-        values = read_values(group, offset, _ENTRIES_PER_POLL)
+        try:
+            values = read_values(group, offset, _ENTRIES_PER_POLL)
+        except (OSError, CorruptDataError) as error:
+            group.read_failed(error)
+            return
         self._positions[reader] = offset + len(values)
         self.recorded.poll_runs(reader, now, now, [(PARTITION, offset, values)])
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Protocol
 
-from fluxd.core.entry import FRAME_TAG, HEADER_BYTES, read_stamp, verify_frame
+from fluxd.core.entry import FRAME_TAG, HEADER_BYTES, Stamp, read_stamp, verify_frame
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft.group import Group
@@ -22,9 +22,6 @@ from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 from tests.simulation.disk import SimDisk
 from tests.simulation.node import GROUP, VOTES
-
-DIRECTORY = f"partitions/{GROUP.directory_name}"
-
 
 _Row = tuple[int, int, int]
 """(generation, term, last index)"""
@@ -102,11 +99,7 @@ class Invariants:
         """Check everything that this node's step can have changed."""
         self.counts["checks"] += 1
         with node.disk.calm():
-            try:
-                self._after_step(node)
-            except CorruptDataError:  # what this looks at was damaged
-                if not node.wiped:
-                    raise
+            self._after_step(node)
 
     def _after_step(self, node: Watched) -> None:
         group, replica = node.group, node.replica
@@ -114,9 +107,13 @@ class Invariants:
             raise Violation(f"a client of node {node.node_id}: {node.callback_failed}")
         if replica is not None and replica.role is Role.FAILED and not self._may_fail(node, replica.why):
             raise Violation(f"node {node.node_id} stopped itself: {replica.why}")
-        if group is None or group.role is Role.FAILED:
+        if group is None:
             return
         seen = self._seen[node.node_id]
+        if group.role is Role.FAILED:
+            if seen.opened == (group, group.openings) and group.high_watermark > seen.high_watermark:
+                self._commit(node, group, seen)  # what it answered in the step that failed
+            return
         self._terms(node, group, seen)
         self._log(node, group, seen)
         if group.role is Role.LEADER:
@@ -125,6 +122,16 @@ class Invariants:
         else:
             seen.leads_term = 0
         self._commit(node, group, seen)
+
+    @staticmethod
+    def _stamp(node: Watched, group: Group, index: int) -> Stamp | None:
+        """Of an entry in the log; None: it was damaged."""
+        try:
+            return group.log.stamp_at(RaftIndex(index))
+        except CorruptDataError:
+            if not node.wiped:
+                raise
+            return None
 
     @staticmethod
     def _may_fail(node: Watched, why: str) -> bool:
@@ -159,12 +166,13 @@ class Invariants:
         if (log.last_index, log.last_checksum) == (seen.last, seen.last_checksum):
             return
         first = min(seen.last, log.last_index) if seen.last else max(1, log.last_index - 50)
-        if seen.last >= log.first_index and (
-            log.last_index < seen.last or log.stamp_at(RaftIndex(seen.last)).checksum != seen.last_checksum
-        ):
-            self.counts["truncations"] += 1
+        if seen.last >= log.first_index:
+            last = self._stamp(node, group, seen.last) if seen.last <= log.last_index else None
+            self.counts["truncations"] += last is None or last.checksum != seen.last_checksum
         for index in range(max(log.first_index, first), log.last_index + 1):
-            stamp = log.stamp_at(RaftIndex(index))
+            stamp = self._stamp(node, group, index)
+            if stamp is None:
+                continue
             known = self._pairs.setdefault((index, stamp.leader_epoch), stamp.checksum)
             if known != stamp.checksum:
                 raise Violation(f"I2: two logs differ at {index}@{stamp.leader_epoch} (node {node.node_id})")
@@ -182,8 +190,9 @@ class Invariants:
         older = [index for index, (_, _, by) in self.ledger.items() if by < term]
         if older:
             index = max(older)
-            checksum = group.log.stamp_at(RaftIndex(index)).checksum if index <= group.log.last_index else None
-            if checksum != self.ledger[index][1]:
+            stamp = self._stamp(node, group, index) if index <= group.log.last_index else None
+            lacks = stamp is None and (index > group.log.last_index or not node.wiped)
+            if lacks or (stamp is not None and stamp.checksum != self.ledger[index][1]):
                 raise Violation(f"I3: leader {node.node_id} of term {term} lacks the committed entry {index}")
 
     def _commit(self, node: Watched, group: Group, seen: _Seen) -> None:
@@ -195,7 +204,9 @@ class Invariants:
         if seen.leads_term and seen.commit and commit > seen.commit and commit > max(self.durable(node), default=0):
             raise Violation(f"I9: leader {node.node_id} commits {commit} beyond its own disk")
         for index in range(max(seen.commit, log.first_index), commit + 1):
-            stamp = log.stamp_at(RaftIndex(index))
+            stamp = self._stamp(node, group, index)
+            if stamp is None:
+                continue
             entry = self.ledger.get(index)
             if entry is None:
                 copies = self._durable_copies(index, stamp.checksum)
@@ -218,7 +229,8 @@ class Invariants:
             raise Violation(f"I13: log start of node {node.node_id} {why}")
         if self._log_starts.setdefault(group.commit_index, start) != start:
             raise Violation(f"I13: two log starts at commit {group.commit_index} (node {node.node_id}: {start})")
-        if group.log.stamp_at(group.log.first_index).base_offset > start:
+        first = self._stamp(node, group, group.log.first_index)
+        if first is not None and first.base_offset > start:
             raise Violation(f"I13: node {node.node_id} lacks the record at its log start {start}")
         seen.log_start = start
 

@@ -11,6 +11,7 @@ from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import GroupSpec
+from fluxd.storage.copies import MARK
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
@@ -19,6 +20,7 @@ from tests.simulation.disk import SimDisk
 from tests.simulation.network import Network, SimTransport
 
 GROUP = GroupId(bytes(range(16)), 0)
+DIRECTORY = f"partitions/{GROUP.directory_name}"
 VOTES = "votes"
 
 
@@ -48,6 +50,8 @@ class SimNode:
         self.bound_directory = self.directory_id = self._new_directory()
         self.damaged = False
         """Some file of it is not what was written; until it was copied."""
+        self.votes_lost = False
+        """Its votes may be damaged: then it stays out."""
         self.incarnation = 0
         self.reactor: SimReactor | None = None
         self.host: Host | None = None
@@ -91,8 +95,10 @@ class SimNode:
 
     def _open_votes(self) -> tuple[VoteFile | None, str]:
         try:
-            return VoteFile.open(self.disk, VOTES), ""
+            with self.disk.calm():  # a node that cannot read them does not start, and is started again
+                return VoteFile.open(self.disk, VOTES), ""
         except (VotesMissing, VotesCorrupt) as error:
+            assert self.votes_lost or not self.disk.exists(VOTES)
             return None, str(error)
 
     def _end(self) -> None:
@@ -117,12 +123,18 @@ class SimNode:
         if self.host is not None:
             self._end()
         self.disk.wipe()
+        self.votes_lost = False
         self.directory_id = self._new_directory()
 
     @property
+    def has_holes(self) -> bool:
+        """A failed sync has left holes that a new process could not tell from damage."""
+        return any(name == VOTES or name.endswith(".seg") for name in self.disk.lossy_files())
+
+    @property
     def wiped(self) -> bool:
-        """The replica's vote is bound to a disk that is gone, or damaged."""
-        return self.damaged or self.directory_id != self.bound_directory
+        """The replica's vote is bound to a disk that is gone, or damaged, or its copy is not finished."""
+        return self.damaged or self.directory_id != self.bound_directory or MARK in self.disk.names(DIRECTORY)
 
     # ------------------------------------------------------------------ inside
     @property

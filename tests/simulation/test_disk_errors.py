@@ -13,9 +13,8 @@ from fluxd.raft.spec import Role
 from fluxd.storage.segment import segment_name
 from fluxd.storage.votes import VoteFile
 from tests.simulation.disk import WELL, Keep, Sickness, SimDisk
-from tests.simulation.invariants import DIRECTORY
 from tests.simulation.lab import Lab, outcome
-from tests.simulation.node import GROUP, VOTES
+from tests.simulation.node import DIRECTORY, GROUP, VOTES
 
 EIO = OSError(errno.EIO, "bad disk")
 

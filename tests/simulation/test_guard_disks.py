@@ -16,9 +16,8 @@ from fluxd.storage.checkpoint import STATE_NAME, Checkpoint, State, StateFile
 from fluxd.storage.log import PartitionLog
 from fluxlog.v1 import peer_pb2
 from tests.simulation.disk import Keep, SimDisk
-from tests.simulation.invariants import DIRECTORY
 from tests.simulation.lab import Lab, outcome
-from tests.simulation.node import GROUP, VOTES
+from tests.simulation.node import DIRECTORY, GROUP, VOTES
 
 
 def _bodies(lab: Lab, source: int) -> set[str | None]:

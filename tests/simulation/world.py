@@ -17,6 +17,8 @@ from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2, record_pb2
 from tests.simulation.clients import Client, History, Sent
 from tests.simulation.clock import Simulator
+from tests.simulation.disk import WELL
+from tests.simulation.disk_faults import DiskFaults
 from tests.simulation.invariants import Invariants, Violation
 from tests.simulation.network import Network
 from tests.simulation.node import SimNode
@@ -85,6 +87,7 @@ class World:
         self.clients += [self._client("once", idempotent=False)]
         self.faulty = False
         self._away: set[NodeId] = set()
+        self.disks = DiskFaults(self)
 
     def _client(self, name: str, *, idempotent: bool) -> Client:
         return Client(name, self.nodes, self.simulator, self.rng, self.history, self.counts, idempotent=idempotent)
@@ -187,7 +190,7 @@ class World:
         if reactor is not None and host is not None:
             reactor.call_at(self.simulator.now + 0.002 * self.rng.random(), lambda: news(host))
 
-    def _ended(self, node: SimNode) -> None:
+    def ended(self, node: SimNode) -> None:
         """Mostly somebody starts it again soon. Others notice that a process is gone: at once by a refused
         connection, or as a broken link.
         """
@@ -199,15 +202,17 @@ class World:
                 self._tell(other, lambda host: host.peer_down(node.node_id, gone=gone))
 
     def _fault(self) -> None:
+        disks = self.disks
         faults: list[tuple[int, Callable[[], None]]] = [
             (6, self._kill), (6, self._power_cut), (2, self._power_cut_many), (10, self._restart),
             (4, self._disconnect), (6, self._silent_cut), (10, self._heal_network), (4, self._change_weather),
-            (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (2, self._wipe),
-            (6, self._isolate_leader), (2, self._fill_disk), (3, self._leave),
+            (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (2, disks.wipe),
+            (6, self._isolate_leader), (2, disks.fill), (2, disks.use_up), (5, disks.sicken),
+            (4, disks.damage), (2, disks.scan), (3, self._leave),
         ]  # fmt: skip
         self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]()
 
-    def _some(self, *, alive: bool) -> SimNode | None:
+    def some(self, *, alive: bool) -> SimNode | None:
         nodes = [node for node in self.nodes.values() if node.alive is alive]
         leaders = [n for n in nodes if n.group is not None and n.group.role is Role.LEADER]
         if leaders and self.rng.random() < 0.5:
@@ -215,33 +220,34 @@ class World:
         return self.rng.choice(nodes) if nodes else None
 
     def _kill(self) -> None:
-        node = self._some(alive=True)
-        if node is not None:
+        node = self.some(alive=True)
+        if node is not None and self.disks.may_end(node):
             self.counts["kills"] += 1
             node.kill()
-            self._ended(node)
+            self.ended(node)
 
     def _power_cut(self) -> None:
-        node = self._some(alive=True)
-        if node is not None:
+        node = self.some(alive=True)
+        if node is not None and self.disks.may_end(node):
             self.counts["power_cuts"] += 1
             node.cut_power()
-            self._ended(node)
+            self.ended(node)
             self._check_durable()
 
     def _power_cut_many(self) -> None:
         victims = [node for node in self.nodes.values() if node.alive and self.rng.random() < 0.8]
+        victims = [node for node in victims if self.disks.may_end(node)]
         for node in victims:
             self.counts["power_cuts"] += 1
             node.cut_power()
         for node in victims:
-            self._ended(node)
+            self.ended(node)
         self._check_durable()
 
     def _leave(self) -> None:
         """Away for so long that others trim what it would need next."""
-        node = self._some(alive=True)
-        if node is not None and not self._away and len(self.nodes) > 2:
+        node = self.some(alive=True)
+        if node is not None and not self._away and len(self.nodes) > 2 and self.disks.may_end(node):
             self.counts["long_absences"] += 1
             self._away.add(node.node_id)
             node.kill()
@@ -286,7 +292,7 @@ class World:
         if pair is None:
             return
         first, second = pair
-        leader = self._some(alive=True)
+        leader = self.some(alive=True)
         if leader is not None and self.rng.random() < 0.5:
             first = leader
         if first is second:
@@ -335,7 +341,7 @@ class World:
         node.speed.hung_until = self.simulator.now + self.rng.choice((0.5, 1.5, 4.0))
 
     def _pause(self) -> None:
-        node = self._some(alive=True)
+        node = self.some(alive=True)
         if node is not None and node.reactor is not None:
             self.counts["pauses"] += 1
             node.reactor.paused_until = self.simulator.now + self.rng.choice((0.1, 0.7, 2.5))
@@ -344,31 +350,6 @@ class World:
         for node in self.nodes.values():
             if node.group is not None and node.group.role is Role.LEADER:
                 self.counts["transfers"] += node.group.transfer(None) is None
-
-    def _wipe(self) -> None:
-        """Never so many that the rest is no majority any more."""
-        wiped = sum(node.wiped for node in self.nodes.values())
-        if not self.plan.wipes or (len(self.nodes) - wiped - 1) * 2 <= len(self.nodes):
-            return
-        node = self.rng.choice([n for n in self.nodes.values() if not n.wiped])
-        was_alive = node.alive
-        self.counts["disks_wiped"] += 1
-        node.wipe()
-        if was_alive:
-            self._ended(node)
-
-    def _fill_disk(self) -> None:
-        """But for the reserve; somebody makes room again."""
-        node = self._some(alive=True)
-        if node is not None:
-            self.counts["disks_filled"] += 1
-            disk = node.disk
-            disk.free = limits.DISK_RESERVE_BYTES - 1
-
-            def make_room() -> None:
-                disk.free = limits.DISK_RESERVE_BYTES
-
-            self.simulator.at(self.simulator.now + self.rng.choice((0.5, 3.0)), make_room)
 
     def _check_durable(self) -> None:
         wiped = sum(node.wiped for node in self.nodes.values())
@@ -383,6 +364,7 @@ class World:
         for node in self.nodes.values():
             node.speed.low, node.speed.high, node.speed.hung_until = 0.0002, 0.003, 0.0
             node.disk.free = limits.DISK_RESERVE_BYTES
+            node.disk.room, node.disk.sickness = None, WELL
             if node.reactor is not None:
                 node.reactor.paused_until = 0.0
             if not node.alive:
@@ -398,6 +380,7 @@ class World:
             client.stopped = True
         if not self.run_until(lambda: all(client.idle for client in self.clients), within=HEAL_SECONDS):
             raise Violation(f"clients still wait for answers: {self.describe()}")
+        self._keep_scanning()
         if not self.run_until(self._logs_equal, within=HEAL_SECONDS):
             raise Violation(f"logs did not become equal: {self.describe()}")
         settled = self.simulator.now + SETTLE_SECONDS  # a handover may still be under way
@@ -414,8 +397,18 @@ class World:
             self.counts["copies_begun_anew"] += sum(" copy_began_anew " in event for event in node.events)
             self.counts["logs_replaced"] += sum(" log_replaced " in event for event in node.events)
 
+    def _keep_scanning(self) -> None:
+        self.disks.scan()
+        self.simulator.at(self.simulator.now + 0.5, self._keep_scanning)
+
     def _groups(self) -> list[Group]:
-        return [node.group for node in self.nodes.values() if node.group is not None]
+        groups = [node.group for node in self.nodes.values() if node.group is not None]
+        return [group for group in groups if group.role is not Role.FAILED]
+
+    @property
+    def _all_heal(self) -> bool:
+        """A node that has lost its votes stays out, and others may need its word to be admitted again."""
+        return len(self.nodes) >= limits.COPY_VOTERS_MIN and not any(node.votes_lost for node in self.nodes.values())
 
     def _logs_equal(self) -> bool:
         groups = self._groups()
@@ -423,8 +416,9 @@ class World:
             (group.log.last_index, group.log.last_checksum, group.commit_index, group.log_start_offset)
             for group in groups
         }
-        healed = len(self.nodes) < limits.COPY_VOTERS_MIN or len(groups) == len(self.nodes)
-        return len(ends) == 1 and healed and any(g.role is Role.LEADER for g in groups)
+        healed = len(groups) == len(self.nodes) or not self._all_heal
+        sound = not any(group.why for group in groups)
+        return len(ends) == 1 and healed and sound and any(g.role is Role.LEADER for g in groups)
 
     def _check_answers(self) -> None:
         for attempt in self.history.attempts:

@@ -1,0 +1,121 @@
+"""What goes wrong with the disks of a run's nodes: they are lost, full, damaged, or fail for a while."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from fluxd.core import limits
+from fluxd.core.errors import CorruptDataError
+from fluxd.raft.spec import Role
+from tests.simulation.damage import EXCLUDED, damage_closed_segment, damage_replica, damage_votes
+from tests.simulation.disk import WELL, Sickness
+from tests.simulation.node import DIRECTORY, VOTES, SimNode
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class DiskFaults:
+    """Of one run. A disk that is lost or damaged counts until its replica was copied."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def wipe(self) -> None:
+        if not self._world.plan.wipes or not self._may_lose():
+            return
+        node = self._world.rng.choice([n for n in self._world.nodes.values() if not n.wiped])
+        was_alive = node.alive
+        self._world.counts["disks_wiped"] += 1
+        node.wipe()
+        if was_alive:
+            self._world.ended(node)
+
+    def _may_lose(self) -> bool:
+        """Never so many that the rest is no majority any more."""
+        wiped = sum(node.wiped for node in self._world.nodes.values())
+        return (len(self._world.nodes) - wiped - 1) * 2 > len(self._world.nodes)
+
+    def may_end(self, node: SimNode) -> bool:
+        """A process that ends between a failed sync and its repair may leave what looks like damage."""
+        if not node.has_holes or node.wiped:
+            return True
+        if not self._may_lose():
+            self._world.counts["excluded_holes"] += 1
+            return False
+        self._world.counts["ends_with_holes"] += 1
+        node.damaged, node.votes_lost = True, VOTES in node.disk.lossy_files()
+        return True
+
+    def sicken(self) -> None:
+        """Operations fail, for a while."""
+        disk = self._world.rng.choice(list(self._world.nodes.values())).disk
+        if disk.sickness is not WELL:
+            return
+        share = self._world.rng.choice((0.02, 0.3, 1.0))
+        kind = self._world.rng.choice(("syncs", "syncs", "writes", "reads"))
+        self._world.counts[f"disks_failing_{kind}"] += 1
+        disk.sickness = Sickness(**{kind: share})
+
+        def recover() -> None:
+            disk.sickness = WELL
+
+        self._world.simulator.at(self._world.simulator.now + self._world.rng.choice((0.05, 0.5, 3.0)), recover)
+
+    def use_up(self) -> None:
+        """To the last byte; somebody makes room again."""
+        disk = self._world.rng.choice(list(self._world.nodes.values())).disk
+        if disk.room is None:
+            self._world.counts["disks_used_up"] += 1
+            disk.room = self._world.rng.choice((0, 100, 20_000))
+
+            def make_room() -> None:
+                disk.room = None
+
+            self._world.simulator.at(self._world.simulator.now + self._world.rng.choice((0.5, 3.0)), make_room)
+
+    def damage(self) -> None:
+        """A bit flips, or an end is gone: mostly while the node is down, of a closed segment at any time."""
+        if not self._world.plan.wipes or not self._may_lose():
+            return
+        node = self._world.rng.choice([node for node in self._world.nodes.values() if not node.wiped])
+        if node.alive and self._world.rng.random() < 0.6:
+            if not self.may_end(node) or node.wiped:
+                return
+            node.kill()
+            self._world.ended(node)
+        if node.alive:
+            kind = damage_closed_segment(node.disk, DIRECTORY, self._world.rng)
+        elif self._world.rng.random() < 0.15:
+            kind = damage_votes(node.disk, VOTES, self._world.rng)
+        else:
+            kind = damage_replica(node.disk, DIRECTORY, self._world.rng)
+        if kind not in ("", EXCLUDED):
+            node.damaged, node.votes_lost = True, kind == "votes"
+        self._world.counts[f"damage_{kind}"] += bool(kind)
+
+    def scan(self) -> None:
+        """Somebody reads a whole log, as a scrub or a consumer does."""
+        for node in self._world.nodes.values():
+            group = node.group
+            if group is None or group.role is Role.FAILED or (self._world.faulty and self._world.rng.random() < 0.5):
+                continue
+            try:
+                deque(group.log.walk(group.log.first_index), maxlen=0)
+            except (OSError, CorruptDataError) as error:
+                self._world.counts["scans_failed"] += 1
+                group.read_failed(error)
+
+    def fill(self) -> None:
+        """But for the reserve; somebody makes room again."""
+        node = self._world.some(alive=True)
+        if node is not None:
+            self._world.counts["disks_filled"] += 1
+            disk = node.disk
+            disk.free = limits.DISK_RESERVE_BYTES - 1
+
+            def make_room() -> None:
+                disk.free = limits.DISK_RESERVE_BYTES
+
+            self._world.simulator.at(self._world.simulator.now + self._world.rng.choice((0.5, 3.0)), make_room)
