@@ -180,6 +180,9 @@ class World:
     def start(self, node: SimNode) -> None:
         """Start a process and tell everybody that it is there."""
         node.start()
+        assert node.host is not None
+        if node.host._votes is None and not node.votes_lost:
+            raise Violation(f"the votes of node {node.node_id} are gone: {self.describe()}")
         for other in self.nodes.values():
             if other is not node and self.network.is_connected(node.node_id, other.node_id):
                 self._tell(other, _up(node.node_id))
