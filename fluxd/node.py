@@ -41,7 +41,7 @@ from fluxd.broker.waiting import WaitingRoom
 from fluxd.config import Settings
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
-from fluxd.core.metadata import founding_image
+from fluxd.core.metadata import Partition, founding_image
 from fluxd.core.runtime import ReadingReactor
 from fluxd.core.types import METADATA_GROUP, NodeId
 from fluxd.machine import MACHINE, Listener, Machine
@@ -50,7 +50,7 @@ from fluxd.peer.identity import Identity
 from fluxd.peer.links import Links
 from fluxd.peer.reception import Reception
 from fluxd.raft.group import Group
-from fluxd.raft.host import Host
+from fluxd.raft.host import Host, Replica
 from fluxd.raft.library import LibraryError, check_library
 from fluxd.raft.scrubbing import Scrubber
 from fluxd.raft.spec import GroupSpec
@@ -99,6 +99,7 @@ class Node:
         self._checking: CheckingReplicas | None = None
         self._groups: GroupsBroker | None = None
         self._directory = self._open_directory()
+        self._votes, self._votes_why = self._open_votes()
         self._me = Identity(
             NodeId(settings.node_id),
             bytes.fromhex(self._directory.meta.directory_id),
@@ -135,21 +136,31 @@ class Node:
     def _unusable(self, error: OSError) -> StartError:
         return StartError(f"data directory {self._settings.data_dir} cannot be used: {error.strerror or error}")
 
+    def _open_votes(self) -> tuple[VoteFile | None, str]:
+        """Where they are lost, and others can say what was committed, all replicas here are copied anew."""
+        directory = self._directory
+        try:
+            return VoteFile.open(directory.fs, VOTES_NAME), ""
+        except (VotesMissing, VotesCorrupt) as error:
+            if len(self._addresses) < limits.COPY_VOTERS_MIN:
+                return None, str(error)
+            log.warning("votes_lost", why=str(error), directory_id=directory.meta.directory_id)
+            try:
+                directory.renew(self._machine.random_bytes)
+                return VoteFile.open(directory.fs, VOTES_NAME), ""
+            except OSError as failure:
+                raise self._unusable(failure) from failure
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def _make_host(self) -> Host:
-        votes, why = None, ""
         try:
             check_library()
         except LibraryError as error:
             raise StartError(str(error)) from error
-        try:
-            votes = VoteFile.open(self._directory.fs, VOTES_NAME)
-        except (VotesMissing, VotesCorrupt) as error:
-            why = str(error)
-        except OSError as error:
-            raise self._unusable(error) from error
         return Host(
-            self._me.node_id, self._me.directory_id, reactor=self._reactor, fs=self._directory.fs, votes=votes,
-            transport=self._links, log_event=_log_event, votes_why=why,
+            self._me.node_id, self._me.directory_id, reactor=self._reactor, fs=self._directory.fs, votes=self._votes,
+            transport=self._links, log_event=_log_event, votes_why=self._votes_why,
         )  # fmt: skip
 
     def _local_node(self) -> LocalNode:
@@ -240,20 +251,26 @@ class Node:
         partitions = Partitions(
             self._reactor, self._host, self._directory, self._view, names_at_start=self._directory.partitions()
         )
-        binding = ReplicaBinding(self._reactor, self._view, image)
+        binding = ReplicaBinding(self._reactor, self._view, image, self._directory.set_metadata_bound)
         follower.listeners += [self._take_image, partitions.apply, binding.metadata_changed]
-        metadata = image.topics[METADATA_GROUP.topic_id].partitions[0]
-        replica = self._host.open(
-            GroupSpec(
-                METADATA_GROUP, metadata.generation, metadata.voters, metadata.directory_of(self._me.node_id) or b""
-            )
-        )
+        self._host.bind = binding.bind
+        replica = self._host.open(self._metadata_spec(image.topics[METADATA_GROUP.topic_id].partitions[0]))
         self._view.attach(replica)
-        self._host.bind, self._host.on_reopened = binding.bind, partitions.reopened
         group = replica if isinstance(replica, Group) else None
         currency = MetadataCurrency(self._view, follower, group, self._forwarder)
         controller = Controller(self._reactor, self._view, follower, group) if group is not None else None
         coordinators = self._build_data_path(currency, controller)
+
+        assert self._administration is not None
+        administration = self._administration
+
+        def reopened(replica: Replica) -> None:
+            partitions.reopened(replica)
+            if replica.group_id == METADATA_GROUP and isinstance(replica, Group):
+                currency.group = replica
+                administration.controller = Controller(self._reactor, self._view, follower, replica)
+
+        self._host.on_reopened = reopened
         follower.listeners.append(coordinators.metadata_changed)
         balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
         cleaner = Cleaner(self._reactor, self._view, self._host.groups)
@@ -268,11 +285,10 @@ class Node:
                 tasks.create_task(self._forwarder.run()),
                 tasks.create_task(self._confirm(currency, partitions)),
                 tasks.create_task(coordinators.run()),
+                tasks.create_task(currency.fetch_metadata()),
             ]
             if group is not None:
                 follower.follow(group)
-            else:
-                running.append(tasks.create_task(currency.fetch_metadata()))
             balancer.start()
             cleaner.start()
             scrubber.start()
@@ -286,6 +302,12 @@ class Node:
             partitions.stop()
             for task in running:
                 task.cancel()
+
+    def _metadata_spec(self, metadata: Partition) -> GroupSpec:
+        """As the founding says it, or what this directory remembers of a later binding."""
+        own = self._me.directory_id
+        bound = own if self._directory.meta.metadata_bound else metadata.directory_of(self._me.node_id) or b""
+        return GroupSpec(METADATA_GROUP, metadata.generation, metadata.voters, bound)
 
     def _build_data_path(self, currency: MetadataCurrency, controller: Controller | None) -> Coordinators:
         routes = Routes(self._view, self._host.groups, currency.confirm, self._links.is_connected)

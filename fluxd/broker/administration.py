@@ -74,7 +74,7 @@ class Administration:
         calls: Calls,
     ) -> None:
         self._view, self._routes, self._currency = view, routes, currency
-        self._controller, self._calls = controller, calls
+        self.controller, self._calls = controller, calls
 
     # ---- changes
 
@@ -218,8 +218,8 @@ class Administration:
             left = deadline - asyncio.get_running_loop().time()
             try:
                 hint = await self._find_controller(0.0 if forwarded else left)
-                if hint.node_id == self._view.local.node_id and self._controller is not None:
-                    return await local(self._controller)
+                if hint.node_id == self._view.local.node_id and self.controller is not None:
+                    return await local(self.controller)
                 if forwarded:
                     raise FluxError(Reason.NOT_LEADER, f"this node is not the controller, node {hint.node_id} is")
                 answer = await self._call(hint.node_id, method, request)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fluxd.broker.cluster import ClusterView
-from fluxd.broker.metadata import MetadataFollower
+from fluxd.broker.metadata import CommittedLog, MetadataFollower
 from fluxd.core import limits
 from fluxd.core.batch import batch_from_records
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
@@ -47,7 +47,7 @@ _PLACEMENTS_MAX = 3
 """A node may register another directory between placing and applying; then it is placed anew."""
 
 
-class MetadataGroup(Protocol):
+class MetadataGroup(CommittedLog, Protocol):
     """This node's replica of the metadata group, as the controller uses it."""
 
     on_role: list[Callable[[], None]]

@@ -47,7 +47,9 @@ class MetadataCurrency:
     def __init__(
         self, view: ClusterView, follower: MetadataFollower, group: MetadataGroup | None, calls: Calls
     ) -> None:
-        self._view, self._follower, self._group, self._calls = view, follower, group, calls
+        self._view, self._follower, self._calls = view, follower, calls
+        self.group = group
+        """Replaced when a copy has become this node's replica."""
         self._lock = asyncio.Lock()
         self._rounds = 0
         self._last_error: FluxError | None = None
@@ -92,28 +94,36 @@ class MetadataCurrency:
                 await asyncio.sleep(_RETRY_AFTER)
 
     async def fetch_metadata(self) -> None:
-        """Once this node's own replica takes no part: keep the follower up to date from the leader, until cancelled."""
-        await self._own_replica_out()
-        self._follower.leave_replica()
+        """Whenever this node's own replica takes no part: keep the follower up to date from the leader, until
+        cancelled.
+        """
         while True:
-            try:
-                await self._fetch_once()
-            except FluxError as error:
-                log.debug("metadata_fetch_failed", reason=error.reason.name, message=error.message)
-                await asyncio.sleep(_RETRY_AFTER)
+            await self._own_replica_out()
+            self._follower.leave_replica()
+            while (group := self.group) is None or group.role is Role.FAILED:
+                try:
+                    await self._fetch_once()
+                except FluxError as error:
+                    log.debug("metadata_fetch_failed", reason=error.reason.name, message=error.message)
+                    await asyncio.sleep(_RETRY_AFTER)
+            self._follower.follow(group)
 
     async def _own_replica_out(self) -> None:
-        """Return when there is no replica here, or it has stopped itself: it stays out until this process ends."""
-        group = self._group
+        """Return when there is no replica here, or it has stopped itself."""
+        group = self.group
         if group is None:
             return
-        out = asyncio.Event()
-        group.on_role.append(lambda: out.set() if group.role is Role.FAILED else None)
-        if group.role is not Role.FAILED:
-            await out.wait()
+        changed = asyncio.Event()
+        group.on_role.append(changed.set)
+        try:
+            while group.role is not Role.FAILED:
+                await changed.wait()
+                changed.clear()
+        finally:
+            group.on_role.remove(changed.set)
 
     async def _latest(self) -> Offset:
-        group = self._group
+        group = self.group
         if group is not None and group.role is Role.LEADER:
             future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
             group.read_index(lambda error: None if future.done() else future.set_result(error))

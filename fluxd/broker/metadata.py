@@ -75,6 +75,8 @@ class MetadataFollower:
         self._reactor = reactor
         self._on_fatal = on_fatal
         self._group: CommittedLog | None = None
+        self._turn = 0
+        """Of following a replica: what was being read in an earlier one does not count."""
         self._told = image
         self._deleted: set[bytes] = set()
         self._busy = False
@@ -84,13 +86,17 @@ class MetadataFollower:
     def follow(self, group: CommittedLog) -> None:
         """Apply what this node's own replica knows to be committed, now and from now on."""
         self._group = group
+        self._turn += 1
+        self._busy = False
         group.on_commit.append(self._wake)
         self._wake()
 
     def leave_replica(self) -> None:
-        """This node's own replica has stopped itself: from now on records are fed."""
-        self._group = None
-        self._busy = False
+        """This node's own replica has stopped itself: from now on records are fed, until it is followed again."""
+        group, self._group = self._group, None
+        self._turn += 1
+        if group is not None:
+            group.on_commit.remove(self._wake)
 
     def feed(self, records: Sequence[record_pb2.Record]) -> None:
         """Apply committed records that were fetched from another node, beginning at `applied_offset`.
@@ -128,7 +134,11 @@ class MetadataFollower:
     def _wake(self) -> None:
         if not self._busy and not self._stopped:
             self._busy = True
-            self._reactor.call_soon(self._step)
+            self._step_soon()
+
+    def _step_soon(self) -> None:
+        turn = self._turn
+        self._reactor.call_soon(lambda: self._step() if turn == self._turn else None)
 
     def _step(self) -> None:
         group = self._group
@@ -153,8 +163,11 @@ class MetadataFollower:
 
     def _read_off_the_loop(self, plan: Callable[[], bytes]) -> None:
         out: list[bytes] = []
+        turn = self._turn
 
         def done(error: BaseException | None) -> None:
+            if turn != self._turn:
+                return  # the replica was left while it was being read
             if isinstance(error, Exception):
                 self._read_failed(error)
             elif error is not None:
@@ -172,8 +185,6 @@ class MetadataFollower:
             self._fatal(error)
 
     def _take(self, frames: bytes) -> None:
-        if self._group is None:
-            return  # the replica was left while it was being read
         before = self.applied_offset
         try:
             self._apply(records_from_frames(frames, before))
@@ -185,7 +196,7 @@ class MetadataFollower:
             why = f"the metadata log has no records at offset {before}, below its high watermark"
             self._fatal(CorruptDataError(why))
             return
-        self._reactor.call_soon(self._step)
+        self._step_soon()
 
     # ---- applying
 

@@ -52,6 +52,8 @@ class Meta:
     cluster_id: str = ""
     """Empty until the node has joined or founded a cluster."""
     founding: tuple[FoundingMember, ...] = ()
+    metadata_bound: bool = False
+    """The vote of this node's replica of the metadata was bound to this directory after the founding."""
     format_version: int = FORMAT_VERSION
 
 
@@ -81,6 +83,29 @@ class DataDirectory:
         meta = replace(self._meta, cluster_id=cluster_id, founding=founding)
         _write_meta(self.fs, meta)
         self._meta = meta
+
+    def set_metadata_bound(self) -> None:
+        """Remember that the cluster has bound the metadata replica's vote to this directory, durably."""
+        if not self._meta.metadata_bound:
+            meta = replace(self._meta, metadata_bound=True)
+            _write_meta(self.fs, meta)
+            self._meta = meta
+
+    def renew(self, random_bytes: Callable[[int], bytes]) -> None:
+        """The votes are lost: from now on this is another directory, without any, to which no replica is bound.
+
+        The new id is durable before there are new votes: power lost in between, this is done again.
+        """
+        meta = replace(self._meta, directory_id=random_bytes(DIRECTORY_ID_BYTES).hex(), metadata_bound=False)
+        _write_meta(self.fs, meta)
+        self._meta = meta
+        if self.fs.exists(VOTES_NAME):
+            number, taken = 1, set(self.fs.list(QUARANTINE))
+            while f"{VOTES_NAME}.{number}" in taken:
+                number += 1
+            self.fs.rename(VOTES_NAME, f"{QUARANTINE}/{VOTES_NAME}.{number}")
+            self.fs.sync_directory(QUARANTINE)
+        VoteFile.create(self.fs, VOTES_NAME).close()
 
     def partitions(self) -> list[str]:
         """Names of the directories below partitions/."""
@@ -182,6 +207,7 @@ def _read_meta(fs: FileSystem) -> Meta | None:
                 FoundingMember(NodeId(int(m["node_id"])), _directory_id(m["directory_id"]), str(m["address"]))
                 for m in content["founding"]
             ),
+            bool(content.get("metadata_bound", False)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DirectoryError(f"{META_NAME} is damaged: {error!r}") from error

@@ -271,6 +271,8 @@ def test_lists_and_descriptions() -> None:
     group = scene.cluster.groups[GroupId(a, 0)]
     group.become(Role.LEADER, 3, 1)
     group.in_sync = {2, 3}
+    scene.cluster.tell(2)
+    scene.cluster.tell(3)
     ill = describe(under_replicated_only=True)
     assert [(topic.name, [p.partition for p in topic.partitions]) for topic in ill.topics] == [("a", [1]), ("b", [0])]
 
@@ -432,3 +434,33 @@ def test_a_replica_that_stops_itself_is_replaced_by_fetching() -> None:
 
     asyncio.run(work())
     assert scene.follower.image.topic("orders") is not None
+
+
+def test_a_copy_that_has_become_the_replica_is_followed() -> None:
+    """Fetching ends; it begins again when that replica stops."""
+    scene = Scene()
+    scene.calls.answers["Fetch"] = lambda request: log_pb2.FetchResponse().SerializeToString()
+    group = FakeGroup(METADATA_GROUP)
+
+    async def turns() -> None:
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    async def work() -> None:
+        task = asyncio.ensure_future(scene.currency.fetch_metadata())
+        await turns()
+        assert scene.calls.calls
+        scene.currency.group = cast(MetadataGroup, group)
+        await turns()
+        assert group.on_commit
+        fetched = len(scene.calls.calls)
+        await turns()
+        assert len(scene.calls.calls) == fetched
+        group.become(Role.FAILED, 3, None)
+        await turns()
+        assert len(scene.calls.calls) > fetched
+        assert not group.on_commit
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
