@@ -204,11 +204,16 @@ class Routes:
     def _missing(self, route: Route) -> tuple[NodeId, ...] | None:
         """Nodes that are missing for a majority; None when there are enough.
 
-        A node counts that is connected and was heard from lately; one that hangs is missing, too.
+        A node counts that is connected and was heard from lately; one that hangs is missing, too, and so is one whose
+        replica takes no part, as it says itself (its disk is full, or was lost).
         """
         own = self.replica(route)
         missing = set((own.quorum_missing() if own is not None else None) or ())
-        missing.update(node for node in route.replicas if not self._is_well(node))
+        missing.update(
+            node
+            for node in route.replicas
+            if not self._is_well(node) or self._cluster.trouble(route.group_id, node) is not None
+        )
         return tuple(sorted(missing)) if 2 * (len(route.replicas) - len(missing)) <= len(route.replicas) else None
 
     def _is_well(self, node: NodeId) -> bool:

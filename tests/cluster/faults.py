@@ -322,11 +322,16 @@ class Faults:
         node.wiped, node.votes_lost = True, votes
 
     def _sicken_disk(self) -> None:
-        """Operations fail, for a while."""
-        disk = self.rng.choice(list(self.nodes.values())).disk
+        """Operations fail, for a while. What cannot be read counts as damaged, so that is a disk that may be lost."""
+        node = self.rng.choice(list(self.nodes.values()))
+        disk = node.disk
         if disk.sickness is not WELL:
             return
         kind = self.rng.choice(("syncs", "syncs", "writes", "reads"))
+        if kind == "reads" and not node.wiped:
+            if not self._may_lose_disk():
+                return
+            self._lost(node, votes=False)
         self._count(f"disk_fails_{kind}")
         disk.sickness = Sickness(**{kind: self.rng.choice((0.02, 0.3, 1.0))})
 

@@ -49,12 +49,17 @@ class DiskFaults:
         return True
 
     def sicken(self) -> None:
-        """Operations fail, for a while."""
-        disk = self._world.rng.choice(list(self._world.nodes.values())).disk
+        """Operations fail, for a while. What cannot be read counts as damaged, so that is a disk that may be lost."""
+        node = self._world.rng.choice(list(self._world.nodes.values()))
+        disk = node.disk
         if disk.sickness is not WELL:
             return
         share = self._world.rng.choice((0.02, 0.3, 1.0))
         kind = self._world.rng.choice(("syncs", "syncs", "writes", "reads"))
+        if kind == "reads" and not node.wiped:
+            if not self._world.plan.wipes or not self._may_lose():
+                return
+            node.damaged = True
         self._world.counts[f"disks_failing_{kind}"] += 1
         disk.sickness = Sickness(**{kind: share})
 
