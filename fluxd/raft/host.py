@@ -89,6 +89,7 @@ class Host:
         self._scheduled = False
         self._syncing: dict[GroupId, float] = {}
         self._reopening: set[GroupId] = set()
+        self._wait_for_votes: dict[GroupId, Group] = {}
         self._copy_pace = CopyPace(reactor)
         self._housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)
         self._vote_syncing = (
@@ -366,6 +367,8 @@ class Host:
             if group.role is not Role.FAILED and group.group_id in self.groups:
                 self._sync_log(group)
                 self._arm(group)
+                if group.guard.waits_for_votes:
+                    self._wait_for_votes[group.group_id] = group
                 if group.trimming.moved:
                     group.trimming.moved = False
                     self._housekeeping.keep(group)
@@ -437,8 +440,11 @@ class Host:
                 self._healing.stop(group, OSError(f"the node's votes cannot be written: {why}"))
 
     def _votes_synced(self) -> None:
-        for group in self._active():
-            if group.guard.waits_for_votes:
+        # Who has not been stepped since it may have begun to wait is ready. Not all: with thousands of groups of which
+        # hundreds elect, there are many syncs.
+        waiting, self._wait_for_votes = self._wait_for_votes | self._ready, {}
+        for group in waiting.values():
+            if self._is_open(group) and group.guard.waits_for_votes:
                 self._guarded(group, group.on_votes_synced)
                 self.wake(group)
         for replica in tuple(self.groups.values()):

@@ -151,14 +151,21 @@ class Rounds:
             yield from self._cluster.node(1).admin.DescribeTopics(request, timeout=10).topics[0].partitions
 
     def _wait_whole(self) -> None:
+        missing: list[str] = []
+
         def whole() -> bool:
-            return all(
-                partition.leader_node == partition.replicas[0] and len(partition.isr) == len(partition.replicas)
-                for partition in self._partitions()
-            )
+            partitions = list(self._partitions())
+            elsewhere = sum(partition.leader_node != partition.replicas[0] for partition in partitions)
+            behind = sum(len(partition.isr) != len(partition.replicas) for partition in partitions)
+            missing[:] = [f"{elsewhere} partitions are not led by their preferred leader, {behind} not in sync"]
+            return not elsewhere and not behind
 
         self._cluster.wait_ready()
-        wait_until(whole, "all replicas are in sync and the preferred leaders lead", _WHOLE_S)
+        try:
+            # Not too often: what many partitions tell is long, and the measured nodes have to tell it.
+            wait_until(whole, "the cluster is whole", _WHOLE_S, pause_s=0.3)
+        except AssertionError as error:
+            raise TimeoutError(f"{error}: {''.join(missing)}") from error
 
     def _led_by(self, node_id: int) -> list[int]:
         request = admin_pb2.DescribeTopicsRequest(names=[_PROBED])

@@ -25,8 +25,8 @@ DEADLINE = 20.0
 """How long a condition may take on a machine that is busy with other tests."""
 
 
-def wait_until(condition: Callable[[], T | None], what: str, seconds: float = DEADLINE) -> T:
-    """Ask until the answer is true; a failed call counts as false."""
+def wait_until(condition: Callable[[], T | None], what: str, seconds: float = DEADLINE, pause_s: float = 0.02) -> T:
+    """Ask until the answer is true, a pause after each answer; a failed call counts as false."""
     deadline = time.monotonic() + seconds
     last: object = None
     while time.monotonic() < deadline:
@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], T | None], what: str, seconds: float = DE
                 return answer
         except grpc.RpcError as error:
             last = error
-        time.sleep(0.02)
+        time.sleep(pause_s)
     raise AssertionError(f"not within {seconds} s: {what}; last answer: {last}")
 
 

@@ -416,6 +416,18 @@ def test_a_dead_leader_process_is_replaced_without_waiting_for_the_timeout() -> 
     lab.until(lambda: lab.leader() in (2, 3), within=0.9)
 
 
+@pytest.mark.parametrize(("dead", "successor"), [(1, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_dead_leader_is_followed_by_the_next_voter_alone(dead: int, successor: int, seed: int) -> None:
+    """Where hundreds of partitions lose their leader at once, each has one campaign: the others wait for it first."""
+    lab = Lab(seed=seed)
+    lab.elect(dead)
+    lab.commit(dead, b"x")
+    lab.kill(dead, gone=True)
+    lab.until(lambda: lab.leader() is not None, within=0.9)
+    assert lab.leader() == successor
+
+
 def test_without_a_quorum_the_leader_refuses_at_once() -> None:
     """Both followers' processes are gone: REJECTED with the missing nodes, not queued."""
     lab = Lab()
