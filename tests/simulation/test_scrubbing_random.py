@@ -77,6 +77,7 @@ class World:
         if size:
             of.disk.flip_bit(path, self.rng.randrange(size), self.rng.randrange(8))
             self.damaged.add(of.node_id)
+            of.damaged = True
             self.flips += 1
 
     def _kill_or_start(self) -> None:
@@ -133,4 +134,6 @@ def test_flipped_bits_heal(seed: int) -> None:
             world._start(of.node_id)
     world.lab.until(lambda: world.healed() and all(map(is_sound, world.lab.nodes.values())), within=120)
     assert world.flips
-    assert world.lab.commit(world.lab.leader() or 0, b"after all that").base_offset
+    lab = world.lab
+    lab.until(lambda: bool((leader := lab.leader()) and not lab[leader].guard.leading.handing_over))
+    assert lab.commit(lab.leader() or 0, b"after all that").base_offset
