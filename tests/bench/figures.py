@@ -96,9 +96,12 @@ class Cases:
         try:
             yield
         except Exception as error:
-            failure = f"{what}: {type(error).__name__}: {error}"
+            trace, cause = traceback.format_exc(), error
+            while isinstance(cause, ExceptionGroup):
+                cause = cause.exceptions[0]
+            failure = f"{what}: {type(cause).__name__}: {cause}"
             self.failures.append(failure)
-            print(f"NOT MEASURED: {failure}\n{traceback.format_exc()}", flush=True)
+            print(f"NOT MEASURED: {failure}\n{trace}", flush=True)
 
     def print(self) -> None:
         """The table for people."""

@@ -171,6 +171,7 @@ async def _feed(run: _Run, address: str, partitions: Sequence[int]) -> None:
                 room.release()
 
         reader = asyncio.ensure_future(read())
+        reader.add_done_callback(lambda _: room.release())  # the writer must not wait for answers that nobody reads
         try:
             for number, producer in enumerate(itertools.cycle(producers), 1):
                 await room.acquire()
@@ -179,6 +180,9 @@ async def _feed(run: _Run, address: str, partitions: Sequence[int]) -> None:
                 message = _request(run, producer, number)
                 sent[number] = time.perf_counter()
                 await call.write(message)
+            if reader.done():
+                await reader
+                raise RuntimeError(f"{address} ended the stream")
             await call.done_writing()
             await reader
         finally:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grpc import aio
 
@@ -21,7 +21,11 @@ from tests.bench.load import Load, Produced, lone_records, lone_requests, open_c
 from tests.bench.nodes import Nodes
 from tests.bench.usage import Meter, Usage
 
+T = TypeVar("T")
+
 KIB, MIB = 1024, 1024 * 1024
+_STUCK_AFTER_S = 120.0
+"""A measurement that takes so much longer than it should is given up."""
 PARTS = ("limits", "lone", "singles", "delivery", "fetch", "produce")
 
 
@@ -68,6 +72,13 @@ class Suite:
         self._limits: dict[int, float] = {}
         """Of the disk, by chunk, as measured last."""
 
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        async def within() -> T:
+            async with asyncio.timeout(self._settings.seconds + _STUCK_AFTER_S):
+                return await work
+
+        return self._runner.run(within())
+
     def run(self) -> None:
         """All rounds. What cannot be measured is told, and costs nothing else."""
         settings = self._settings
@@ -94,7 +105,7 @@ class Suite:
         self._transport_case("down", size, _blast(self._echo, size, settings.limit_total))
 
     def _transport_case(self, way: str, size: int, transfer: Coroutine[Any, Any, tuple[int, Usage]]) -> None:
-        total, usage = self._runner.run(transfer)
+        total, usage = self._run(transfer)
         self._cases.note(
             f"limit: grpc.aio stream {way}, {size_text(size)}", "MB/s", total / usage.seconds / 1e6,
             cpu_ms_per_mb=usage.ms_per_mb(total), **_others(usage),
@@ -109,14 +120,12 @@ class Suite:
     def _lone(self) -> None:
         settings = self._settings
         count, rate = settings.lone_requests, settings.lone_per_second
-        taken = self._runner.run(
-            lone_requests(self._echo[0], f"/{SERVICE}/Echo", bytes(200), count=count, per_second=rate)
-        )
+        taken = self._run(lone_requests(self._echo[0], f"/{SERVICE}/Echo", bytes(200), count=count, per_second=rate))
         self._latencies("limit: grpc.aio unary echo", taken)
         self._latencies("limit: write and fdatasync", disk.sync_latencies(self._root, count // 2, rate))
         with self._nodes.topic(1) as (topic, leaders):
             meter = Meter(self._nodes.processes)
-            taken = self._runner.run(lone_records(topic, leaders[0], 100, count=count, per_second=rate))
+            taken = self._run(lone_records(topic, leaders[0], 100, count=count, per_second=rate))
             self._latencies(f"lone record, unary Produce, {rate:g}/s", taken, meter.stop())
 
     def _delivery(self) -> None:
@@ -124,7 +133,7 @@ class Suite:
         addresses = [node.address for node in self._nodes.cluster.nodes]
         with self._nodes.topic(1) as (topic, _):
             meter = Meter(self._nodes.processes)
-            taken = self._runner.run(time_records(addresses, topic, per_second=rate, seconds=settings.seconds))
+            taken = self._run(time_records(addresses, topic, per_second=rate, seconds=settings.seconds))
             self._latencies(f"end to end, {rate:g} records/s of 100 B", taken, meter.stop())
 
     def _latencies(self, name: str, taken_s: list[float], usage: Usage | None = None) -> None:
@@ -142,17 +151,17 @@ class Suite:
     def _singles(self) -> None:
         seconds, (echo, echo_process) = self._settings.seconds / 2, self._echo
         bare = {"server": echo_process}
-        ceiling = self._runner.run(singles.unary(echo, bytes(200), bare, seconds=seconds, method=f"/{SERVICE}/Echo"))
+        ceiling = self._run(singles.unary(echo, bytes(200), bare, seconds=seconds, method=f"/{SERVICE}/Echo"))
         self._rate(f"limit: grpc.aio unary echo, {singles.CONCURRENT} concurrent", ceiling)
-        ceilings = self._runner.run(singles.bare_stream(echo, 200, bare, seconds=seconds, method=f"/{SERVICE}/Swallow"))
+        ceilings = self._run(singles.bare_stream(echo, 200, bare, seconds=seconds, method=f"/{SERVICE}/Swallow"))
         self._rate(f"limit: grpc.aio stream, {singles.STREAM_IN_FLIGHT} in flight", ceilings)
         with self._nodes.topic(1) as (topic, leaders):
             request = singles.single_record(topic)
-            done = self._runner.run(singles.unary(leaders[0], request, self._nodes.processes, seconds=seconds))
+            done = self._run(singles.unary(leaders[0], request, self._nodes.processes, seconds=seconds))
             self._rate(f"single records, unary, {singles.CONCURRENT} concurrent", done, ceiling)
         with self._nodes.topic(1) as (topic, leaders):
             request = singles.single_record(topic)
-            done = self._runner.run(singles.stream(leaders[0], request, self._nodes.processes, seconds=seconds))
+            done = self._run(singles.stream(leaders[0], request, self._nodes.processes, seconds=seconds))
             self._rate(f"single records, one stream, {singles.STREAM_IN_FLIGHT} in flight", done, ceilings)
 
     def _rate(self, name: str, done: singles.Answered, ceiling: singles.Answered | None = None) -> None:
@@ -180,7 +189,7 @@ class Suite:
         settings = self._settings
         with self._nodes.topic(partitions) as (topic, leaders):
             load = Load(topic, leaders, batch, record, settings.in_flight)
-            done = self._runner.run(produce(load, self._nodes.processes, seconds=settings.seconds))
+            done = self._run(produce(load, self._nodes.processes, seconds=settings.seconds))
             self._cases.note(name, "MB/s", done.mb_per_s, **self._of_produced(done, batch, record, leaders))
 
     def _of_produced(self, done: Produced, batch: int, record: int, leaders: list[str]) -> dict[str, Any]:
@@ -206,7 +215,7 @@ class Suite:
         settings, processes = self._settings, self._nodes.processes
         with self._nodes.topic(1) as (topic, leaders):
             load = Load(topic, leaders, 256 * KIB, 100, settings.in_flight)
-            filled = self._runner.run(produce(load, processes, total_bytes=settings.fetch_total))
+            filled = self._run(produce(load, processes, total_bytes=settings.fetch_total))
             address, end, chunk = leaders[0], filled.records, settings.fetch_chunk
             readers = {
                 "Follow, raw bytes": reading.follow_raw(address, topic, filled.size, chunk, processes),
@@ -214,7 +223,7 @@ class Suite:
                 "Fetch, one by one": reading.fetch_parsed(address, topic, end, chunk, processes),
             }
             for how, reader in readers.items():
-                read = self._runner.run(reader)
+                read = self._run(reader)
                 cpu = read.usage.ms_per_mb(read.size)
                 self._cases.note(
                     f"fetch {size_text(chunk)} at once: {how}", "MB/s", read.mb_per_s,
