@@ -67,6 +67,8 @@ SCRUB_INTERVAL_DEFAULT: Final = 24 * 3600.0
 SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * MIB
 TAIL_CACHE_BYTES: Final = 4 * MIB
 """Frames at the end of a log that stay in memory: what followers and waiting readers ask for."""
+TAIL_CACHES_BYTES: Final = 256 * MIB
+"""Of all logs of a node together."""
 
 # ---- producers
 PRODUCER_WINDOW_BATCHES: Final = 32

@@ -35,6 +35,7 @@ from fluxd.raft.spec import GroupSpec, Role
 from fluxd.raft.transport import Transport
 from fluxd.raft.vote_syncing import VoteSyncing
 from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.tail import TailBudget
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 
@@ -109,7 +110,7 @@ class Host:
         self._grace_until = self._alive_at
         self._stopped = False
         self._disk_full, self._disk_check_at = False, 0.0
-        self._campaigns = Campaigns(reactor.now)
+        self._campaigns, self._tails = Campaigns(reactor.now), TailBudget()
         self.heartbeats = Heartbeats(reactor, transport, self._confirm)
         self._catching_up = CatchingUp(
             reactor, fs, context=self._copy_context, replace=self._replace,
@@ -177,7 +178,7 @@ class Host:
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
             enter=self._enter, read_failed=self._leaving.read_failed, heartbeats=self.heartbeats,
-            campaigns=self._campaigns,             disk_full=lambda: self._disk_full,
+            campaigns=self._campaigns, disk_full=lambda: self._disk_full,
         )  # fmt: skip
         group = Group(spec, opened.log, opened.producers, opened.log_start, context)
         self._catching_up.watch(group, begun=opened.copy_begun)
@@ -185,6 +186,7 @@ class Host:
 
     def _note_opened(self, spec: GroupSpec, opened: Opened) -> None:
         opened.log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
+        opened.log.share_tail(self._tails)
         self._housekeeping.opened(spec.group_id, opened)
 
     def _why_unadmitted(self, spec: GroupSpec) -> str:

@@ -38,7 +38,7 @@ from fluxd.storage.segment import Segment, segment_name
 from fluxd.storage.segments import Segments
 from fluxd.storage.snapshot import Snapshot, read_snapshot_file, snapshot_steps
 from fluxd.storage.sync import LogSync, Synced, SyncJob
-from fluxd.storage.tail import TailCache
+from fluxd.storage.tail import TailBudget, TailCache
 
 
 class PartitionLog:
@@ -222,6 +222,10 @@ class PartitionLog:
     def configure(self, *, segment_bytes: int, segment_ms: int) -> None:
         """Other bounds of a segment, from the next entry on."""
         self._segment_bytes, self._segment_ms = segment_bytes, segment_ms
+
+    def share_tail(self, budget: TailBudget) -> None:
+        """What is kept in memory counts in a node's budget until the log is closed."""
+        self._tail.share(budget)
 
     def append(self, frame: bytes, stamp: Stamp | None = None) -> Stamp:
         """Write one entry at the end; not durable before a sync.
@@ -493,6 +497,7 @@ class PartitionLog:
 
     def close(self) -> None:
         """Close all files; a sync in flight may fail then. Harmless when closed."""
+        self._tail.release()
         for segment in self._segments.all:
             segment.close()
         self._state.close()
