@@ -171,3 +171,24 @@ def test_the_cluster() -> None:
         admin_pb2.NODE_STATE_DOWN,
         admin_pb2.NODE_STATE_DOWN,
     ]
+
+
+def test_damage_of_replicas_that_take_part_is_told() -> None:
+    """Another node's and this one's: they are in sync, and something is wrong with them all the same."""
+    cluster, group_id = with_partition(1, 2, 3)
+    group = lead_here(cluster, group_id)
+    trouble = peer_pb2.ReplicaTrouble(
+        topic_id=group_id.topic_id, partition=0, why="its log is damaged: 1.seg", takes_part=True
+    )
+    cluster.tell(3, troubles=[trouble])
+    out = describe(cluster, group_id)
+    assert out.replica_states[2].state == admin_pb2.REPLICA_STATE_FOLLOWER
+    assert out.replica_states[2].in_sync
+    assert out.why == "node 3: its log is damaged: 1.seg"
+    assert not is_under_replicated(out)
+    assert cluster.view.trouble(group_id, NodeId(3)) is None
+    group.why = "its log is damaged: 2.seg"
+    assert describe(cluster, group_id).why == "node 1: its log is damaged: 2.seg; node 3: its log is damaged: 1.seg"
+    status = cluster.view.local_status()
+    assert [(t.why, t.takes_part, t.failed) for t in status.troubles] == [("its log is damaged: 2.seg", True, False)]
+    assert len(status.leading) == 1
