@@ -24,6 +24,7 @@ from tests.bench.usage import Meter, Usage
 T = TypeVar("T")
 
 KIB, MIB = 1024, 1024 * 1024
+_LIMIT_CHUNKS_MAX = 16_000
 _STUCK_AFTER_S = 120.0
 """A measurement that takes so much longer than it should is given up."""
 PARTS = ("limits", "lone", "singles", "delivery", "fetch", "produce")
@@ -112,7 +113,8 @@ class Suite:
         )  # fmt: skip
 
     def _disk(self, chunk: int) -> None:
-        self._limits[chunk] = limit = disk.write_limit(self._root, self._settings.limit_total, chunk)
+        total = min(self._settings.limit_total, _LIMIT_CHUNKS_MAX * chunk)
+        self._limits[chunk] = limit = disk.write_limit(self._root, total, chunk)
         self._cases.note(f"limit: 3 files written and synced, {size_text(chunk)}", "MB/s", limit)
 
     # ---- latency
