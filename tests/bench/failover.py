@@ -110,7 +110,7 @@ class Rounds:
 
     def _round(self, out: Failover, writers: Writers, victim: NodeProcess, led: list[int]) -> None:
         self._wait_written(writers, led)
-        epochs = writers.epochs(_PROBED, led)
+        epochs = writers.epochs(_PROBED, led) if self._kind == "stop" else dict.fromkeys(led, -1)
         moment = time.monotonic()
         self._strike(victim)
         writers.all_at_once()

@@ -215,12 +215,12 @@ class Writers:
         self._loop.call_soon_threadsafe(hurry)
 
     def unavailable_s(self, topic: str, epochs: dict[int, int], moment: float) -> dict[int, float]:
-        """For each partition the longest wait for an acknowledgement from a moment on, until a new leader gave one.
+        """For each partition the longest wait for an acknowledgement from a moment on, until one proves a new leader.
 
         A write that was under way at that moment counts from then on. Waits until every partition has a new leader.
 
         Args:
-            epochs: of the leaders before.
+            epochs: of the leaders before, which may go on for a while; -1: they cannot answer any more what begins now.
 
         Raises:
             TimeoutError: some partition has none within two minutes.
@@ -233,9 +233,18 @@ class Writers:
                 if longest is not None:
                     out[number] = longest
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(epochs) - len(out)} partitions of {topic} take no writes: {self.last_error}")
+                raise TimeoutError(self._without_leader(topic, {n: e for n, e in epochs.items() if n not in out}))
             time.sleep(0.01)
         return out
+
+    def _without_leader(self, topic: str, epochs: dict[int, int]) -> str:
+        now = time.monotonic()
+        told = [
+            f"{topic}-{number}: epoch {epoch} before, {last.leader_epoch} acknowledged {now - last.ended:.1f} s ago"
+            for number, epoch in epochs.items()
+            for last in self._writes[topic, number][-1:]
+        ]
+        return f"no new leader of {len(epochs)} partitions; last error {self.last_error}; {'; '.join(told[:5])}"
 
     def slowest_s(self, topic: str, partitions: Iterable[int], since: float) -> float:
         """The longest wait for an acknowledgement of what was written since."""
@@ -254,12 +263,14 @@ class Writers:
 
 
 def longest_wait_s(writes: Sequence[Write], epoch: int, moment: float) -> float | None:
-    """The longest wait for an acknowledgement from a moment on, until one came from a later epoch; None: not yet."""
+    """The longest wait for an acknowledgement from a moment on, until one came from a later epoch (-1: to a write that
+    began after that moment); None: not yet.
+    """
     longest = 0.0
     before = next((n for n, write in enumerate(reversed(writes)) if write.ended < moment), len(writes))
     for write in writes[len(writes) - before :]:
         longest = max(longest, write.ended - max(write.began, moment))
-        if write.leader_epoch > epoch:
+        if write.leader_epoch > epoch and (epoch >= 0 or write.began >= moment):
             return longest
     return None
 

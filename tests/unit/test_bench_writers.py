@@ -25,6 +25,13 @@ def test_answers_of_the_old_leader_after_the_signal_do_not_end_it() -> None:
     assert longest_wait_s(writes, 1, moment=2.0) == 1.0
 
 
+def test_a_leader_that_is_dead_answers_nothing_that_begins_later() -> None:
+    """What was under way at the signal may still have been answered by the old leader."""
+    writes = _writes((1.9, 2.1, 1), (2.1, 2.4, 1))
+    assert longest_wait_s(writes[:1], -1, moment=2.0) is None
+    assert round(longest_wait_s(writes, -1, moment=2.0) or 0, 3) == 0.3
+
+
 def _acked(*pairs: tuple[int, int]) -> Acked:
     acked = Acked()
     for number, offset in pairs:
