@@ -205,6 +205,8 @@ class Host:
 
     def _repair(self, offline: OfflineGroup) -> None:
         """Begin to copy."""
+        if len(offline.voters) < limits.COPY_VOTERS_MIN:
+            offline.say_why_it_stays_out()
         if not self._can_copy(offline.spec):
             return
         offline.copying = Copying(offline.spec, self._copy_context(lambda: self._reopen(offline)))

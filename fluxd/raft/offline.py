@@ -40,6 +40,16 @@ class OfflineGroup:
         """For people: what is wrong, and how far the repair is."""
         return f"{self._why}; {self.copying.progress}" if self.copying else self._why
 
+    def say_why_it_stays_out(self) -> None:
+        """It cannot be repaired."""
+        if len(self.voters) == 1:
+            self._why += "; it stays out: there is no other replica to copy from"
+        else:
+            self._why += (
+                f"; it stays out: the other one of {len(self.voters)} replicas is no majority that could say what was "
+                "committed, but what it has can be read"
+            )
+
     def _refusal(self) -> FluxError:
         return FluxError(
             Reason.REPLICA_OFFLINE, f"the replica of {self.group_id} on this node takes no part: {self.why}"

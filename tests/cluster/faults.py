@@ -314,12 +314,12 @@ class Faults:
             self._count("excluded_holes")
             return False
         self._count("end_with_holes")
-        self._lost(node, votes=VOTES_NAME in holes)
+        self._lost(node)
         return True
 
-    def _lost(self, node: SimNode, *, votes: bool) -> None:
+    def _lost(self, node: SimNode) -> None:
         self._watch.wiped(node)
-        node.wiped, node.votes_lost = True, votes
+        node.wiped = True
 
     def _sicken_disk(self) -> None:
         """Operations fail, for a while. What cannot be read counts as damaged, so that is a disk that may be lost."""
@@ -331,7 +331,7 @@ class Faults:
         if kind == "reads" and not node.wiped:
             if not self._may_lose_disk():
                 return
-            self._lost(node, votes=False)
+            self._lost(node)
         self._count(f"disk_fails_{kind}")
         disk.sickness = Sickness(**{kind: self.rng.choice((0.02, 0.3, 1.0))})
 
@@ -368,14 +368,14 @@ class Faults:
         directory = f"{PARTITIONS}/{self.rng.choice(names)}"
         if node.alive:
             kind = damage_closed_segment(node.disk, directory, self.rng)
-        elif self.rng.random() < 0.1:
+        elif self.rng.random() < 0.2:
             kind = damage_votes(node.disk, VOTES_NAME, self.rng)
         else:
             kind = damage_replica(node.disk, directory, self.rng)
         if kind:
             self._count(f"damage_{kind}")
         if kind not in ("", EXCLUDED):
-            self._lost(node, votes=kind == "votes")
+            self._lost(node)
 
     # ---- the end
 

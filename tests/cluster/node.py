@@ -63,8 +63,6 @@ class SimNode:
         self.node: Node | None = None
         self.wiped = False
         """A disk that belonged to the cluster is gone, or was damaged."""
-        self.votes_lost = False
-        """Its votes may be damaged: then its replicas stay out."""
         self.events: list[str] = []
         self.alarms: list[str] = []
 
@@ -151,7 +149,7 @@ class SimNode:
         if self.host.process is not None:
             self.host.process.end()
         self.disk.wipe()
-        self.wiped, self.votes_lost = True, False
+        self.wiped = True
 
     def stop(self) -> None:
         """SIGTERM."""

@@ -253,17 +253,13 @@ class World:
             return self.plan.wipes_max > 0  # the one replica was on a disk that is gone
         if any(group.role is Role.FAILED or (group.why and group_id != METADATA_GROUP) for group in groups):
             return False
-        if len(groups) < len(groups[0].voters) and self._all_heal(group_id, len(groups[0].voters)):
-            return False
-        if 2 * len(groups) <= len(groups[0].voters):
+        voters = groups[0].voters
+        if len(groups) < len(voters) and len(voters) >= limits.COPY_VOTERS_MIN:
+            return False  # still being copied
+        if 2 * len(groups) <= len(voters):
             return self.plan.wipes_max > 0  # as many as were lost with their disks
         ends = {(group.log.last_index, group.log.last_checksum, group.commit_index) for group in groups}
         return len(ends) == 1 and sum(group.role is Role.LEADER for group in groups) == 1
-
-    def _all_heal(self, group_id: object, voters: int) -> bool:
-        """Not yet: the metadata's replicas, what has no majority without one, and what lost its votes."""
-        votes_lost = any(node.votes_lost for node in self.nodes.values())
-        return group_id != METADATA_GROUP and voters >= limits.COPY_VOTERS_MIN and not votes_lost
 
     def _terms(self) -> list[int]:
         return [

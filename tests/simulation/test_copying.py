@@ -359,6 +359,9 @@ def test_two_replicas_cannot_be_repaired() -> None:
     wipe(lab, 2)
     lab.run(10)
     assert not takes_part(lab, 2)
+    replica = node(lab, 2).replica
+    assert isinstance(replica, OfflineGroup)
+    assert replica.why.endswith("is no majority that could say what was committed, but what it has can be read")
 
 
 def test_a_copy_goes_on_at_the_next_leader() -> None:
