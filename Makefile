@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format type proto proto-check sim sim-cluster mutants chaos bench bench-core clean
-.PHONY: bench-ops bench-failover bench-recovery bench-retention bench-flood
+.PHONY: bench-idle bench-ops bench-failover bench-recovery bench-retention bench-flood
 .PHONY: languages-test docker-image docker-test compose-up compose-down
 
 help: ## this list
@@ -69,6 +69,9 @@ bench: $(STAMP) ## speed of a three-node cluster beside the machine's limits: ma
 
 bench-core: $(STAMP) ## speed of three replicas in one process beside the disk's limit: make bench-core ARGS="--quick"
 	$(BIN)/python -m tests.bench.core $(ARGS)
+
+bench-idle: $(STAMP) ## what partitions cost that nobody uses: make bench-idle ARGS="--partitions 1000 --kills 3"
+	$(BIN)/python -m tests.bench.idle $(ARGS)
 
 bench-ops: $(STAMP) ## the four below, one after another (25 minutes): make bench-ops ARGS="--quick"
 	$(BIN)/python -m tests.bench.ops $(ARGS)
