@@ -11,7 +11,7 @@ import pytest
 
 from fluxd.core.types import NodeId
 from fluxd.storage.directory import DataDirectory, FoundingMember, open_directory
-from fluxd.storage.errors import DirectoryError
+from fluxd.storage.errors import DirectoryError, VotesCorrupt, VotesMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.real import RealFileSystem
 from fluxd.storage.votes import VoteFile
@@ -166,3 +166,43 @@ def test_a_refused_directory_is_not_kept_locked(tmp_path: Path) -> None:
         with pytest.raises(DirectoryError, match="belongs to node 4"):
             opened(RealFileSystem(tmp_path), tmp_path, NodeId(9))
     opened(RealFileSystem(tmp_path), tmp_path).close()
+
+
+def test_a_directory_whose_votes_are_lost_becomes_another_one() -> None:
+    """Whenever the power fails: there are never new votes under the id that replicas are bound to."""
+    completed, after = False, 0
+    while not completed:
+        disk = SimDisk(random.Random(after))
+        directory = opened(disk)
+        directory.set_metadata_bound()
+        old = directory.meta.directory_id
+        disk.set_bytes("votes", b"damaged")
+        disk.cut_after(after)
+        with suppress(PowerCut):
+            directory.renew(_RANDOM.randbytes)
+            completed = True
+        disk.power_cut()
+        meta = opened(disk).meta
+        if meta.directory_id == old:
+            with pytest.raises((VotesCorrupt, VotesMissing)):
+                VoteFile.open(disk, "votes")
+        else:
+            assert not meta.metadata_bound
+        after += 1
+    assert meta.directory_id != old
+    VoteFile.open(disk, "votes")
+    assert disk.list("quarantine") == ["votes.1"]
+    assert after > 5
+
+
+def test_the_binding_of_the_metadata_is_remembered(disk: SimDisk) -> None:
+    """A directory of an older version knows of none."""
+    directory = opened(disk)
+    assert not directory.meta.metadata_bound
+    directory.set_metadata_bound()
+    disk.power_cut(Keep.NOTHING)
+    assert opened(disk).meta.metadata_bound
+    data = disk.durable_bytes("meta.json")
+    assert data is not None
+    disk.set_bytes("meta.json", data.replace(b'"metadata_bound": true,\n', b""))
+    assert not opened(disk).meta.metadata_bound

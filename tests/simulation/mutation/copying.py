@@ -79,6 +79,18 @@ MUTANTS = (
         guard=_TESTS + "test_what_cannot_be_read_at_the_moment_is_left_alone",
     ),
     Mutant(
+        "copy-lost-votes",
+        "a directory has another id before it has new votes",
+        (
+            Edit(
+                "fluxd/storage/directory.py",
+                "directory_id=random_bytes(DIRECTORY_ID_BYTES).hex(), metadata_bound=False)",
+                "metadata_bound=False)",
+            ),
+        ),
+        guard="tests/unit/test_storage_directory.py::test_a_directory_whose_votes_are_lost_becomes_another_one",
+    ),
+    Mutant(
         "copy-mark",
         "an unfinished copy is no replica",
         (Edit(_OPENING, "if copies.is_being_copied(fs, spec.group_id):", "if False:"),),
