@@ -46,6 +46,7 @@ class CommittedLog(Protocol):
     def commit_index(self) -> RaftIndex: ...
     @property
     def high_watermark(self) -> Offset: ...
+    def read_failed(self, error: BaseException) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +179,14 @@ class MetadataFollower:
         self._reactor.run_blocking([lambda: out.append(plan())], done)
 
     def _read_failed(self, error: Exception) -> None:
-        """An error of the disk may pass; the replica sees to that."""
-        if isinstance(error, OSError):
-            self._reactor.call_at(self._reactor.now() + _READ_AGAIN, self._step)
-        else:
+        """An error of the disk may pass, and a damaged replica is copied; until then the image stays as it is."""
+        if self._group is None or not isinstance(error, (OSError, CorruptDataError)):
             self._fatal(error)
+            return
+        self._group.read_failed(error)
+        turn = self._turn
+        again = self._reactor.now() + _READ_AGAIN
+        self._reactor.call_at(again, lambda: self._step() if turn == self._turn else None)
 
     def _take(self, frames: bytes) -> None:
         before = self.applied_offset

@@ -16,7 +16,7 @@ from typing import Protocol
 from fluxd.core import limits
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor, Timer
-from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
+from fluxd.core.types import GroupId, NodeId
 from fluxd.raft import library
 from fluxd.raft.campaigns import Campaigns
 from fluxd.raft.catching_up import CatchingUp
@@ -165,7 +165,7 @@ class Host:
             self._log_event("replica_unadmitted", group=str(spec.group_id), why=opened)
             if isinstance(opened, Damaged):
                 self._repair(replica)
-            elif self._votes is not None and spec.group_id != METADATA_GROUP:
+            elif self._votes is not None:
                 self._open_later(replica)
         self.groups[spec.group_id] = replica
         if isinstance(replica, Group):
@@ -215,7 +215,7 @@ class Host:
     def _set_aside(self, group: Group, why: str) -> None:
         """The replica's log is damaged: from now on it takes no part."""
         group_id = group.group_id
-        if group_id == METADATA_GROUP or self.groups.get(group_id) is not group:
+        if self.groups.get(group_id) is not group:
             return
         offline = self.groups[group_id] = OfflineGroup(group.spec, Damaged(why))
         offline.on_role = group.on_role

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fluxd.core import limits
 from fluxd.core.runtime import Reactor, Timer
-from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
+from fluxd.core.types import GroupId, NodeId
 from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxd.storage.scrub import is_damage
@@ -94,8 +94,6 @@ class Leaving:
         if group.role is Role.FAILED:  # or closed
             self._forget(damaged)
             return
-        if group.group_id == METADATA_GROUP:
-            return  # nothing would take its place before the next start
         damaged.timer = self._reactor.call_at(self._reactor.now() + _ASK_AGAIN, lambda: self._try(damaged))
         if group.role is Role.LEADER:
             self._hand_over(damaged)

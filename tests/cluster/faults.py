@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from fluxd.core.types import METADATA_GROUP, NodeId
+from fluxd.core.types import NodeId
 from fluxd.raft.spec import Role
 from fluxd.storage.directory import PARTITIONS, VOTES_NAME
 from tests.cluster.node import SimNode
@@ -362,7 +362,7 @@ class Faults:
                 return
             node.kill()
             self.ended(node)
-        names = [name for name in node.disk.names(PARTITIONS) if name != METADATA_GROUP.directory_name]
+        names = node.disk.names(PARTITIONS)
         if not names:
             return
         directory = f"{PARTITIONS}/{self.rng.choice(names)}"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluxd.core import limits
-from fluxd.core.types import METADATA_GROUP, NodeId
+from fluxd.core.types import NodeId
 from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxlog.checker import Phase, check, report
@@ -251,10 +251,11 @@ class World:
         groups = [group for group in sides if isinstance(group, Group)]
         if not groups:
             return self.plan.wipes_max > 0  # the one replica was on a disk that is gone
-        if any(group.role is Role.FAILED or (group.why and group_id != METADATA_GROUP) for group in groups):
-            return False
         voters = groups[0].voters
-        if len(groups) < len(voters) and len(voters) >= limits.COPY_VOTERS_MIN:
+        can_copy = len(voters) >= limits.COPY_VOTERS_MIN
+        if any(group.role is Role.FAILED or (group.why and can_copy) for group in groups):
+            return False
+        if len(groups) < len(voters) and can_copy:
             return False  # still being copied
         if 2 * len(groups) <= len(voters):
             return self.plan.wipes_max > 0  # as many as were lost with their disks
