@@ -64,7 +64,7 @@ mutants: $(STAMP) ## take each protective measure out in turn: does a test see i
 	$(BIN)/python -m tests.simulation.mutants
 
 bench: $(STAMP) ## speed of a three-node cluster beside the machine's limits: make bench PLOT=bench.svg ARGS="--quick"
-	$(if $(PLOT),$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]')
+	$(if $(PLOT),$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]')
 	$(BIN)/python -m tests.bench $(if $(PLOT),--plot $(PLOT)) $(ARGS)
 
 bench-core: $(STAMP) ## speed of three replicas in one process beside the disk's limit: make bench-core ARGS="--quick"

@@ -36,7 +36,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "fluxd"  # the same figures give the same file
-    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure: Any = Figure(figsize=(13, 9), layout="constrained")
     machine = report.get("machine", {})
     figure.suptitle(
         f"fluxd {report['commit']}: 3 nodes and 1 client on {machine.get('processors')} processors "
