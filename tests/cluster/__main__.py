@@ -15,7 +15,8 @@ _WANTED = (
     "fault_kill", "fault_power_cut", "fault_pause", "fault_isolate_node", "fault_isolate_leader", "fault_cut_pair",
     "fault_cut_one_way", "fault_stop", "fault_clock_jump", "fault_client_crash", "connections_reset",
     "keepalive_breaks", "frames_duplicated", "duplicates_recognised", "topics_created", "topics_deleted",
-    "partitions_added", "ok_TransferLeadership", "followed", "leaderships",
+    "partitions_added", "ok_TransferLeadership", "followed", "leaderships", "fault_disk_fails_syncs",
+    "fault_disk_used_up",
 )  # fmt: skip
 
 

@@ -68,7 +68,10 @@ def main() -> int:
     print(f"{len(seeds)} seeds in {seconds:.0f} s ({len(seeds) / seconds:.1f} seeds/s), {failures} with a violation")
     for name, count in sorted(counts.items()):
         print(f"  {name:28} {count:>12,}")
-    wanted = ("leaderships", "power_cuts", "truncations", "duplicates_recognised", "trims", "heads_trimmed")
+    wanted = (
+        "leaderships", "power_cuts", "truncations", "duplicates_recognised", "trims", "heads_trimmed",
+        "disks_failing_syncs", "disks_used_up", "replicas_reopened",
+    )  # fmt: skip
     idle = [name for name in wanted if not counts[name]]
     if idle and arguments.seeds >= 20:
         print(f"an empty run proves nothing: no {', '.join(idle)}")
