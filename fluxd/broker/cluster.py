@@ -219,6 +219,11 @@ class ClusterView:
         for listener in tuple(self._status_listeners):
             listener(status)
 
+    def heard_own(self, status: peer_pb2.NodeStatus) -> None:
+        """What this node tells the others it hears itself: it may be the controller, who looks after all of them."""
+        for listener in tuple(self._status_listeners):
+            listener(status)
+
     def told(self, node_id: NodeId) -> ToldStatus | None:
         """What another node told last, however old."""
         peer = self._peers.get(node_id)
@@ -254,7 +259,7 @@ class ClusterView:
         return trouble.why if trouble is not None and trouble.takes_part else ""
 
     def on_status(self, listener: Callable[[peer_pb2.NodeStatus], None]) -> None:
-        """Call after each status of another node."""
+        """Call after each status of a node, this one included."""
         self._status_listeners.append(listener)
 
     def local_status(self) -> peer_pb2.NodeStatus:

@@ -116,5 +116,7 @@ class Neighbours:
                 pass
             self._status_changed.clear()
             began = loop.time()
-            self._links.broadcast_status(self._view.local_status())
+            status = self._view.local_status()
+            self._links.broadcast_status(status)
+            self._view.heard_own(status)
             await asyncio.sleep(min(_STATUS_PAUSE * (loop.time() - began), limits.STATUS_INTERVAL))

@@ -30,7 +30,7 @@ _BATCH_BYTES, _RECORD_BYTES, _IN_FLIGHT = 256 * 1024, 100, 8 * 1024 * 1024
 _STEADY_BATCH_BYTES = 64 * 1024
 """Under which the wiped node copies: one batch at a time."""
 _WINDOW_S = 5.0
-_BACK_S, _COPIED_S = 60.0, 600.0
+_BACK_S, _COPIED_S = 60.0, 240.0
 
 
 @dataclass(slots=True)

@@ -256,6 +256,16 @@ def test_a_copied_replica_is_bound(node: OneNode) -> None:
     assert node.group.log_end_offset == written + 1
 
 
+def test_a_replica_that_the_controller_itself_has_copied_is_bound(node: OneNode) -> None:
+    """It hears its own status like those of the others: its disk was lost, and it leads the metadata again already."""
+    node.register(2, 3)
+    topic = run(node, node.controller.create_topic(create("orders", replication_factor=3))).topic
+    status = peer_pb2.NodeStatus(node_id=ME, directory_id=directory(7), advertised_address=node.view.local.address)
+    status.troubles.add(topic_id=topic.topic_id, partition=0, why="its disk was lost", copied=True)
+    node.view.heard_own(status)
+    node.until(lambda: node.follower.image.topics[topic.topic_id].partitions[0].directory_of(ME) == directory(7))
+
+
 def test_a_node_that_does_not_lead_refuses() -> None:
     """NOT_LEADER, REJECTED, before anything is written."""
     node = OneNode()
