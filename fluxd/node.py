@@ -50,8 +50,9 @@ from fluxd.peer.identity import Identity
 from fluxd.peer.links import Links
 from fluxd.peer.reception import Reception
 from fluxd.raft.group import Group
-from fluxd.raft.host import Host, Replica
+from fluxd.raft.host import Host
 from fluxd.raft.library import LibraryError, check_library
+from fluxd.raft.replicas import Replica
 from fluxd.raft.scrubbing import Scrubber
 from fluxd.raft.spec import GroupSpec
 from fluxd.rpc.admin import WRITES, AdminServicer

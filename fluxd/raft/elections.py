@@ -115,7 +115,7 @@ class Elections:
             message = guard.outbox.message()
             message.pre_vote_request.proposed_term = guard.term + 1
             message.pre_vote_request.last_index = log.last_index
-            message.pre_vote_request.last_term = log.last_term
+            message.pre_vote_request.last_term = log.last.leader_epoch
             guard.outbox.send(peer, message)
         self._campaign_if_granted()
 
@@ -135,7 +135,7 @@ class Elections:
         reply.pre_vote_reply.granted = (
             request.proposed_term > guard.term
             and not self._leader_is_fresh()
-            and (request.last_term, request.last_index) >= (log.last_term, log.last_index)
+            and (request.last_term, request.last_index) >= (log.last.leader_epoch, log.last_index)
         )
         guard.outbox.send(peer, reply)
 

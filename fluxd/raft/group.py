@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fluxd.core import limits
 from fluxd.core.entry import EntryKind, Stamp, build_frame
@@ -23,23 +23,13 @@ from fluxd.raft.context import GroupContext
 from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
-from fluxd.raft.proposal import Append, AppendResult, Committed
+from fluxd.raft.proposal import Append, AppendResult, Committed, Waiting
 from fluxd.raft.serving import CopyServing
 from fluxd.raft.spec import GroupSpec
 from fluxd.raft.standing import Standing
 from fluxd.raft.trimming import Trimming
 from fluxd.storage.log import PartitionLog
 from fluxlog.v1 import peer_pb2
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A batch that was accepted, and who waits for it: its sender, and senders of duplicates."""
-
-    append: Append
-    base_offset: Offset
-    index: RaftIndex
-    duplicates: list[Append]
 
 
 class Group(Standing):
@@ -67,13 +57,13 @@ class Group(Standing):
         self.openings += 1
         self.log, self.producers = log, producers
         self.trimming = Trimming(log, log_start)
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         self._queue_bytes = 0
         self._queue_records = 0
-        self._in_flight: list[_Waiting] = []
+        self._in_flight: list[Waiting] = []
         self._late: list[tuple[RaftIndex, Append, DuplicatePending]] = []
         """Duplicates of entries that an earlier leader appended: (index that decides, who waits, what was found)."""
-        self._proposing: list[_Waiting] | None = None
+        self._proposing: list[Waiting] | None = None
         self.journal = RaftJournal(
             log, context.votes, spec.group_id, spec.generation,
             wall_ms=context.reactor.wall_ms, on_append=self._appended, on_truncate=self._truncated,
@@ -177,7 +167,7 @@ class Group(Standing):
             )
 
     def _enqueue(self, append: Append) -> None:
-        waiting = _Waiting(append, Offset(self.log_end_offset + self._queue_records), RaftIndex(0), [])
+        waiting = Waiting(append, Offset(self.log_end_offset + self._queue_records), RaftIndex(0), [])
         self._queue.append(waiting)
         self._queue_bytes += len(append.batch)
         self._queue_records += append.record_count
@@ -187,14 +177,14 @@ class Group(Standing):
             self._context.wake(self)
 
     def _await_duplicate(self, verdict: DuplicatePending, append: Append) -> None:
-        if isinstance(verdict.ticket, _Waiting):
+        if isinstance(verdict.ticket, Waiting):
             verdict.ticket.duplicates.append(append)
         else:  # appended by an earlier leader, seen here as a follower: its index tells when it is committed
             assert verdict.raft_index is not None
             self._late.append((verdict.raft_index, append, verdict))
 
     def _propose(self) -> None:
-        batch = self._in_flight = list[_Waiting]()  # now, so that a failure below answers them
+        batch = self._in_flight = list[Waiting]()  # now, so that a failure below answers them
         size = 0
         while self._queue and (not batch or size + len(self._queue[0].append.batch) <= limits.ENTRY_BYTES_TARGET):
             waiting = self._queue.popleft()
@@ -213,8 +203,8 @@ class Group(Standing):
         self._queue_records -= offset - log.log_end_offset
         frame = build_frame(
             kind=EntryKind.RECORDS, base_offset=log.log_end_offset, raft_index=index, leader_epoch=self.guard.term,
-            append_time_ms=max(log.last_append_time_ms, self._context.reactor.wall_ms()),
-            record_count=offset - log.log_end_offset, previous_checksum=log.last_checksum,
+            append_time_ms=max(log.last.append_time_ms, self._context.reactor.wall_ms()),
+            record_count=offset - log.log_end_offset, previous_checksum=log.last.checksum,
             batches=[waiting.append.batch for waiting in batch],
         )  # fmt: skip
         self._proposing = batch
@@ -244,8 +234,8 @@ class Group(Standing):
         log = self.log
         frame = build_frame(
             kind=EntryKind.TRIM, base_offset=log.log_end_offset, raft_index=log.last_index + 1,
-            leader_epoch=self.guard.term, append_time_ms=max(log.last_append_time_ms, self._context.reactor.wall_ms()),
-            record_count=0, previous_checksum=log.last_checksum, log_start_offset=log_start_offset,
+            leader_epoch=self.guard.term, append_time_ms=max(log.last.append_time_ms, self._context.reactor.wall_ms()),
+            record_count=0, previous_checksum=log.last.checksum, log_start_offset=log_start_offset,
         )  # fmt: skip
         self._apply(frame, RaftIndex(log.last_index + 1))
         self.trimming.proposed(log_start_offset)
@@ -315,7 +305,7 @@ class Group(Standing):
         for listener in tuple(self.on_commit):
             self._call(listener)
 
-    def _answer(self, waiting: _Waiting, epoch: Term) -> None:
+    def _answer(self, waiting: Waiting, epoch: Term) -> None:
         offset, index = waiting.base_offset, waiting.index
         self._call(waiting.append.done, self._committed(offset, waiting.append, epoch, index, duplicate=False))
         for append in waiting.duplicates:

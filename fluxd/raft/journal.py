@@ -125,7 +125,7 @@ class RaftJournal(Journal):
     def __getitem__(self, key: int | slice) -> Entry | EntryRange:
         log = self.log
         if key == -1:
-            return FrameRef(log, log.last_index), log.last_index, log.last_term
+            return FrameRef(log, log.last_index), log.last_index, log.last.leader_epoch
         if key == 0:
             if self._first[1] != log.first_index:
                 self._first = self.entry(log.first_index)
@@ -151,8 +151,8 @@ class RaftJournal(Journal):
         log = self.log
         return build_frame(
             kind=EntryKind.NO_OP, base_offset=log.log_end_offset, raft_index=idx, leader_epoch=term,
-            append_time_ms=max(log.last_append_time_ms, self._wall_ms()), record_count=0,
-            previous_checksum=log.last_checksum,
+            append_time_ms=max(log.last.append_time_ms, self._wall_ms()), record_count=0,
+            previous_checksum=log.last.checksum,
         )  # fmt: skip
 
     def deleteEntriesFrom(self, position: int) -> None:  # noqa: N802 - the library's name

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluxd.core.errors import FluxError
-from fluxd.core.types import Offset, Term
+from fluxd.core.types import Offset, RaftIndex, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +45,13 @@ class Append:
     producer_id: bytes = b""
     base_sequence: int = 0
     expected_offset: Offset | None = None
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A batch that was accepted, and who waits for it: its sender, and senders of duplicates."""
+
+    append: Append
+    base_offset: Offset
+    index: RaftIndex
+    duplicates: list[Append]

@@ -173,19 +173,9 @@ class PartitionLog:
         return self._last.raft_index
 
     @property
-    def last_term(self) -> Term:
-        """Term of the last entry."""
-        return self._last.leader_epoch
-
-    @property
-    def last_checksum(self) -> int:
-        """Checksum of the last entry: stands for the whole log."""
-        return self._last.checksum
-
-    @property
-    def last_append_time_ms(self) -> int:
-        """Append time of the last entry; 0 for the birth entry."""
-        return self._last.append_time_ms
+    def last(self) -> Stamp:
+        """Of the last entry. Its checksum stands for the whole log."""
+        return self._last
 
     @property
     def log_end_offset(self) -> Offset:

@@ -8,8 +8,8 @@ from functools import partial
 
 from fluxd.core.types import GroupId, NodeId
 from fluxd.raft.group import Group
-from fluxd.raft.host import Replica
 from fluxd.raft.offline import OfflineGroup
+from fluxd.raft.replicas import Replica
 from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2
 from tests.cluster.node import SimNode

@@ -259,7 +259,7 @@ class World:
             return False  # still being copied
         if 2 * len(groups) <= len(voters):
             return self.plan.wipes_max > 0  # as many as were lost with their disks
-        ends = {(group.log.last_index, group.log.last_checksum, group.commit_index) for group in groups}
+        ends = {(group.log.last_index, group.log.last.checksum, group.commit_index) for group in groups}
         return len(ends) == 1 and sum(group.role is Role.LEADER for group in groups) == 1
 
     def _terms(self) -> list[int]:
@@ -283,7 +283,7 @@ class World:
                 if isinstance(group, Group):
                     history.replica(
                         self.scene.name_of(number), int(node.node_id), int(group.high_watermark),
-                        int(group.log.last_checksum), self.simulator.now,
+                        int(group.log.last.checksum), self.simulator.now,
                     )  # fmt: skip
         verdict = check(history)
         self.counts["histories_checked"] += 1

@@ -128,7 +128,7 @@ class Model:
     def check(self) -> None:
         """Everything that can be read."""
         last = read_stamp(self.frames[-1])
-        assert (self.log.last_index, self.log.last_checksum) == (len(self.frames), last.checksum)
+        assert (self.log.last_index, self.log.last.checksum) == (len(self.frames), last.checksum)
         there = self.frames[self.log.first_index - 1 :]
         assert (self.log.log_end_offset, self.log.size_bytes) == (last.next_offset, sum(map(len, there)))
         assert read_stamp(there[0]).base_offset <= self.log.log_start_offset

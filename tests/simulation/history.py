@@ -175,6 +175,6 @@ class RecordedWorld(World):
             while self._positions[reader] < group.high_watermark:
                 self._poll(reader, group)
             self.recorded.replica(
-                PARTITION, int(node.node_id), int(group.high_watermark), int(group.log.last_checksum), now
+                PARTITION, int(node.node_id), int(group.high_watermark), int(group.log.last.checksum), now
             )
         self.verdict = check(self.recorded)

@@ -163,7 +163,7 @@ class Invariants:
 
     def _log(self, node: Watched, group: Group, seen: _Seen) -> None:
         log = group.log
-        if (log.last_index, log.last_checksum) == (seen.last, seen.last_checksum):
+        if (log.last_index, log.last.checksum) == (seen.last, seen.last_checksum):
             return
         first = min(seen.last, log.last_index) if seen.last else max(1, log.last_index - 50)
         if seen.last >= log.first_index:
@@ -176,7 +176,7 @@ class Invariants:
             known = self._pairs.setdefault((index, stamp.leader_epoch), stamp.checksum)
             if known != stamp.checksum:
                 raise Violation(f"I2: two logs differ at {index}@{stamp.leader_epoch} (node {node.node_id})")
-        seen.last, seen.last_checksum = log.last_index, log.last_checksum
+        seen.last, seen.last_checksum = log.last_index, log.last.checksum
 
     def _leader(self, node: Watched, group: Group, seen: _Seen) -> None:
         term = group.term

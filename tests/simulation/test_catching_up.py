@@ -285,7 +285,7 @@ def test_power_cut_at_every_step() -> None:
     completed, after = False, 0
     while not completed:
         lab = outrun()
-        expected, last = lab[1].log.last_checksum, lab[1].log.last_index
+        expected, last = lab[1].log.last.checksum, lab[1].log.last_index
         for _ in range(2):
             completed = start_until_power_cut(lab, after)
             if completed:

@@ -259,7 +259,7 @@ def test_power_cut_at_every_step_of_a_copy(trim: bool) -> None:
         if trim:
             lab[1].trim(lab[1].high_watermark, lambda error: None)
             lab.until(lambda lab=lab: all(lab[n].log.first_index > 1 for n in (1, 2, 3)))  # type: ignore[misc]
-        expected, last = lab[1].log.last_checksum, lab[1].log.last_index
+        expected, last = lab[1].log.last.checksum, lab[1].log.last_index
         lab.kill(3)
         node(lab, 3).wipe()
         for _ in range(2):

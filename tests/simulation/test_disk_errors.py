@@ -33,7 +33,7 @@ def _lab() -> Lab:
 
 def _settled(lab: Lab) -> bool:
     groups = [lab[n] for n in (1, 2, 3)]
-    ends = {(group.log.synced_index, group.log.last_checksum, group.commit_index) for group in groups}
+    ends = {(group.log.synced_index, group.log.last.checksum, group.commit_index) for group in groups}
     return len(ends) == 1 and lab.leader() is not None
 
 

@@ -51,7 +51,7 @@ def test_what_waited_when_leadership_ended_is_written_by_no_later_one() -> None:
     lab.heal()
     leader = lab.leader()
     assert leader is not None
-    lab.until(lambda: lab[1].log.last_checksum == lab[leader].log.last_checksum)
+    lab.until(lambda: lab[1].log.last.checksum == lab[leader].log.last.checksum)
     lab.elect(1)
     lab.commit(1, b"later")
     assert lab.values(1) == [b"later"]
@@ -69,7 +69,7 @@ def test_a_retry_of_what_waited_when_leadership_ended_is_written() -> None:
     lab.heal()
     leader = lab.leader()
     assert leader is not None
-    lab.until(lambda: lab[1].log.last_checksum == lab[leader].log.last_checksum)
+    lab.until(lambda: lab[1].log.last.checksum == lab[leader].log.last.checksum)
     lab.elect(1)
     retries = [lab.propose(1, b"%d" % n, PRODUCER, n) for n in (0, 1)]
     lab.until(lambda: all(retries), within=2.0)

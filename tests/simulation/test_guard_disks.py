@@ -106,7 +106,7 @@ def _log_of(disk: SimDisk) -> PartitionLog:
 def _entry(log: PartitionLog, index: int) -> bytes:
     return build_frame(
         kind=EntryKind.NO_OP, base_offset=0, raft_index=index, leader_epoch=1, append_time_ms=0, record_count=0,
-        previous_checksum=log.last_checksum,
+        previous_checksum=log.last.checksum,
     )  # fmt: skip
 
 

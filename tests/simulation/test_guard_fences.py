@@ -102,7 +102,7 @@ def test_an_acknowledgement_of_an_earlier_leadership_commits_nothing() -> None:
     lab.cut((2,), (1, 3, 4, 5))
     leader = lab.leader()
     assert leader is not None
-    lab.until(lambda: lab[1].log.last_checksum == lab[leader].log.last_checksum)
+    lab.until(lambda: lab[1].log.last.checksum == lab[leader].log.last.checksum)
     lab.run(0.5)
     lab.network.hold = lambda source, target, message: source == 1 and target in (4, 5) and is_append(message)
     lab[leader].transfer(NodeId(1))
@@ -114,7 +114,7 @@ def test_an_acknowledgement_of_an_earlier_leadership_commits_nothing() -> None:
     assert lab[1].commit_index < acknowledged
     lab.network.hold = lambda source, target, message: False
     lab.heal()
-    lab.until(lambda: lab.leader() is not None and len({lab[n].log.last_checksum for n in range(1, 6)}) == 1)
+    lab.until(lambda: lab.leader() is not None and len({lab[n].log.last.checksum for n in range(1, 6)}) == 1)
 
 
 def test_a_second_refusal_for_one_gap_restarts_nothing() -> None:
@@ -168,7 +168,7 @@ def test_a_member_with_a_higher_term_comes_back_into_the_group() -> None:
     lab.until(lambda: lab.leader() == 1 and not lab[1].guard.leading.handing_over)
     lab.commit(1, b"without 3")
     lab.heal()
-    lab.until(lambda: lab.leader() is not None and len({lab[n].log.last_checksum for n in (1, 2, 3)}) == 1)
+    lab.until(lambda: lab.leader() is not None and len({lab[n].log.last.checksum for n in (1, 2, 3)}) == 1)
     leader = lab.leader()
     assert leader is not None
     lab.commit(leader, b"with 3")

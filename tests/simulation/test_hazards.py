@@ -114,7 +114,7 @@ def test_h4_a_commit_index_is_clamped_to_what_the_message_verified() -> None:
     for n in range(10):
         lab.commit(leader, b"new-%d" % n)
     lab.heal()
-    lab.until(lambda: lab[1].log.last_checksum == lab[leader].log.last_checksum)
+    lab.until(lambda: lab[1].log.last.checksum == lab[leader].log.last.checksum)
     assert not [v for v in lab.values(1) if v.startswith(b"old")]
     assert {outcome(a) for a in tail} <= {"UNKNOWN", "REJECTED"}
 
@@ -372,7 +372,7 @@ def test_h31_a_divergent_tail_is_replaced_in_a_few_round_trips() -> None:
         lab.commit(leader, b"new-%d" % n)
     before = len(lab.network.sent)
     lab.heal()
-    lab.until(lambda: lab[1].log.last_checksum == lab[leader].log.last_checksum)
+    lab.until(lambda: lab[1].log.last.checksum == lab[leader].log.last.checksum)
     refusals = [m for s, _, m in lab.network.sent[before:] if s == 1 and is_reply(m) and not m.append_reply.success]
     assert len(refusals) <= 4
     assert lab.counts["truncations"] == 1

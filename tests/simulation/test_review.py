@@ -90,7 +90,7 @@ def test_a_callback_that_raises_when_leadership_ends_keeps_no_other_from_its_ans
     assert len(reads) == 1 and reads[0] is not None
     assert group.role is not Role.FAILED
     lab.heal()
-    lab.until(lambda: lab[1].log.last_checksum == lab[2].log.last_checksum)
+    lab.until(lambda: lab[1].log.last.checksum == lab[2].log.last.checksum)
 
 
 OTHER = GroupId(bytes(16), 7)

@@ -44,10 +44,10 @@ class World:
         leader = self.lab.leader()
         if leader is None or any(of.group is None for of in self.lab.nodes.values()):
             return False
-        last = (self.lab[leader].log.last_index, self.lab[leader].log.last_checksum)
+        last = (self.lab[leader].log.last_index, self.lab[leader].log.last.checksum)
         groups = [self.lab[number] for number in self.lab.nodes]
         return all(
-            (group.log.last_index, group.log.last_checksum) == last == (group.commit_index, last[1]) for group in groups
+            (group.log.last_index, group.log.last.checksum) == last == (group.commit_index, last[1]) for group in groups
         )
 
     def step(self) -> None:

@@ -416,7 +416,7 @@ class World:
     def _logs_equal(self) -> bool:
         groups = self._groups()
         ends = {
-            (group.log.last_index, group.log.last_checksum, group.commit_index, group.log_start_offset)
+            (group.log.last_index, group.log.last.checksum, group.commit_index, group.log_start_offset)
             for group in groups
         }
         healed = len(groups) == len(self.nodes) or not self._all_heal

@@ -83,7 +83,7 @@ def test_a_new_log_holds_its_birth_entry(fs: FileSystem) -> None:
     log = create_log(fs)
     assert (log.first_index, log.last_index, log.synced_index, log.dirty) == (1, 1, 1, False)
     assert (log.log_start_offset, log.log_end_offset, log.size_bytes) == (0, 0, len(BIRTH))
-    assert (log.last_term, log.last_checksum) == (0, read_stamp(BIRTH).checksum)
+    assert (log.last.leader_epoch, log.last.checksum) == (0, read_stamp(BIRTH).checksum)
     log.close()
     assert frames_of(open_log(fs)) == [BIRTH]
 
@@ -149,7 +149,7 @@ def test_find_time(fs: FileSystem) -> None:
     sync(log)
     reopened = open_log(fs, SMALL)
     stamps = [read_stamp(frame) for frame in frames]
-    for time_ms in range(-1, log.last_append_time_ms + 3):
+    for time_ms in range(-1, log.last.append_time_ms + 3):
         for end in (1, 20, len(frames)):
             expected = next(
                 (
@@ -306,7 +306,7 @@ def test_truncation_leaves_the_prefix(disk: SimDisk, first_removed: int) -> None
     log.truncate_suffix(RaftIndex(first_removed))
     kept = frames[: first_removed - 1]
     assert frames_of(log) == kept
-    assert (log.last_index, log.last_checksum) == (len(kept), read_stamp(kept[-1]).checksum)
+    assert (log.last_index, log.last.checksum) == (len(kept), read_stamp(kept[-1]).checksum)
     assert log.size_bytes == sum(map(len, kept))
     other = [append(log, b"other" * 50, term=9, records=2) for _ in range(10)]
     assert log.epoch_first_index(log.last_index, RaftIndex(1)) <= len(kept) + 1

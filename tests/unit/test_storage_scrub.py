@@ -52,7 +52,7 @@ def test_a_sound_log_is_verified_to_its_end(disk: SimDisk, max_bytes: int) -> No
     log = filled(disk)
     at = scrub(log, max_bytes)
     assert at.last is not None
-    assert (at.last.raft_index, at.last.checksum) == (log.last_index, log.last_checksum)
+    assert (at.last.raft_index, at.last.checksum) == (log.last_index, log.last.checksum)
 
 
 def test_the_segment_that_is_written_can_be_left_out(disk: SimDisk) -> None:

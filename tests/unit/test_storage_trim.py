@@ -55,7 +55,7 @@ def test_whole_segments_below_the_log_start_go(disk: SimDisk) -> None:
     assert log.size_bytes == sum(len(frame) for frame in frames_of(log))
     assert frames_of(log) == frames[log.first_index - 1 :]
     again = open_log(disk, SMALL)
-    assert (again.first_index, again.log_start_offset, again.last_checksum) == (log.first_index, 17, log.last_checksum)
+    assert (again.first_index, again.log_start_offset, again.last.checksum) == (log.first_index, 17, log.last.checksum)
     assert read_all(again) == b"".join(frames[18:])
     with pytest.raises(ValueError, match="below log_start_offset 17"):
         again.plan_read(Offset(16), max_bytes=1, end_index=again.last_index)
@@ -132,7 +132,7 @@ def test_a_trimmed_log_needs_its_snapshot(disk: SimDisk) -> None:
     disk.flip_bit(name, 30)
     with pytest.raises(LogCorrupt):
         open_log(disk, SMALL)
-    other = Snapshot(log.commit_index, log.last_checksum, Offset(17), b"state")
+    other = Snapshot(log.commit_index, log.last.checksum, Offset(17), b"state")
     disk.set_bytes(name, encode_snapshot(GroupId(bytes(16), 3), other))
     with pytest.raises(LogCorrupt):
         open_log(disk, SMALL)

@@ -75,7 +75,7 @@ MUTANTS = (
     Mutant(
         "copy-damaged",
         "only what is lost or damaged is copied anew",
-        (Edit("fluxd/raft/host.py", "if isinstance(opened, Damaged):", "if True:"),),
+        (Edit("fluxd/raft/replicas.py", "if isinstance(opened, Damaged):", "if True:"),),
         guard=_TESTS + "test_what_cannot_be_read_at_the_moment_is_left_alone",
     ),
     Mutant(

@@ -11,6 +11,7 @@ _ELECTIONS = "fluxd/raft/elections.py"
 _OUTBOX = "fluxd/raft/outbox.py"
 _JOURNAL = "fluxd/raft/journal.py"
 _HOST = "fluxd/raft/host.py"
+_REPLICAS = "fluxd/raft/replicas.py"
 _HEALING = "fluxd/raft/healing.py"
 _VOTE_SYNCING = "fluxd/raft/vote_syncing.py"
 _RECOVERY = "fluxd/storage/recovery.py"
@@ -238,7 +239,7 @@ MUTANTS = (
     Mutant(
         "lost-disk",
         "a vote is bound to its data directory: a wiped disk does not vote",
-        (Edit(_HOST, "if spec.bound_directory != self.directory_id:", "if False:"),),
+        (Edit(_REPLICAS, "if spec.bound_directory != self.directory_id:", "if False:"),),
         guard=_HAZARDS + "test_e6_a_wiped_disk_does_not_vote",
         essential=True,
     ),
@@ -247,7 +248,7 @@ MUTANTS = (
         "a node without its votes does not vote",
         (
             Edit(
-                _HOST,
+                _REPLICAS,
                 "self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why",
                 'votes = votes or VoteFile.create(fs, "votes")\n'
                 "        self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why",

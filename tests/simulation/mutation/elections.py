@@ -43,7 +43,7 @@ MUTANTS = (
         (
             Edit(
                 _ELECTIONS,
-                "            and (request.last_term, request.last_index) >= (log.last_term, log.last_index)\n",
+                "            and (request.last_term, request.last_index) >= (log.last.leader_epoch, log.last_index)\n",
                 "",
             ),
         ),
