@@ -5,6 +5,9 @@ while this node was down is found again when the log is replayed. Files that no 
 (quarantined), and only once the metadata is known to be current (`confirmed`): until then their topic may simply not
 have been read yet.
 
+So it is with a replica whose vote is bound to another directory: after a restart the metadata that are known at first
+may be older than the binding to this one. Such a replica is opened, to be copied anew, only once they are current.
+
 Groups are opened a few at a time with the disk's part off the loop, so that a node with thousands of them stays alive
 to its peers.
 """
@@ -64,6 +67,7 @@ class Partitions:
         self._opening: deque[GroupId] = deque()
         self._in_progress: set[GroupId] = set()
         self._stopped = False
+        self._current = False
         self._unexplained: dict[bytes, list[str]] = {}
         """Directories found at the start, by topic id, that no topic of the metadata explains yet."""
         for name in names_at_start:
@@ -85,16 +89,21 @@ class Partitions:
         old, self._image = self._image, change.new
         for topic_id in change.deleted_topics:
             self._delete(topic_id)
-        me = self._view.local.node_id
         for topic_id, topic in change.new.topics.items():
             if old.topics.get(topic_id) is topic or topic_id == METADATA_TOPIC_ID:
                 continue
-            for number, partition in enumerate(topic.partitions):
-                group_id = topic.group_id(number)
-                if partition.directory_of(me) is not None and group_id not in self._host.groups:
-                    self._opening.append(group_id)
+            self._queue(topic)
             _configure(topic, self._own_replicas(topic))
         self._open_some()
+
+    def _queue(self, topic: Topic) -> None:
+        local = self._view.local
+        for number, partition in enumerate(topic.partitions):
+            group_id, bound = topic.group_id(number), partition.directory_of(local.node_id)
+            if group_id not in self._host.groups and (
+                bound == local.directory_id or (bound is not None and self._current)
+            ):
+                self._opening.append(group_id)
 
     def reopened(self, replica: Replica) -> None:
         """A copy has become a replica: for `Host.on_reopened`. Its topic may have been altered meanwhile."""
@@ -114,6 +123,11 @@ class Partitions:
             if partition is None or partition.directory_of(self._view.local.node_id) is None:
                 self._blocking("partition_quarantined", name, partial(self._directory.quarantine, name))
         self._unexplained.clear()
+        self._current = True
+        for topic_id, topic in self._image.topics.items():
+            if topic_id != METADATA_TOPIC_ID:
+                self._queue(topic)
+        self._open_some()
 
     def stop(self) -> None:
         """Open and remove nothing more."""

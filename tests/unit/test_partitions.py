@@ -102,14 +102,32 @@ def test_own_replicas_are_opened() -> None:
 
 
 def test_a_replica_bound_to_another_directory_is_opened_too() -> None:
-    """The host judges it (unadmitted), so that describe can tell why."""
+    """Once the metadata are current. The host judges it (unadmitted), so that describe can tell why."""
     scene = Scene()
     scene.change(scene.metadata.commands.register_node(Node(NodeId(1), directory(9), "host1:7000")))
     lost = Partition(FIRST_GENERATION, (Replica(NodeId(1), directory(9)),))
     topic_id = scene.metadata.create("orders", lost)
     scene.change(scene.metadata.commands.register_node(Node(NodeId(1), directory(1), "host1:7000")))
     scene.apply()
+    assert not scene.host.specs
+    scene.partitions.confirmed()
     assert scene.host.specs[GroupId(topic_id, 0)].bound_directory == directory(9)
+
+
+def test_a_replica_that_was_bound_to_this_directory_lately_is_not_taken_for_a_lost_one() -> None:
+    """What the node knows at its start may be older than the binding: its whole copy would be thrown away."""
+    scene = Scene()
+    scene.change(scene.metadata.commands.register_node(Node(NodeId(1), directory(9), "host1:7000")))
+    lost = Partition(FIRST_GENERATION, (Replica(NodeId(1), directory(9)),))
+    group_id = GroupId(scene.metadata.create("orders", lost), 0)
+    scene.change(scene.metadata.commands.register_node(Node(NodeId(1), directory(1), "host1:7000")))
+    scene.apply()
+    bound = Replica(NodeId(1), directory(1))
+    scene.change(scene.metadata.commands.bind_replica(group_id.topic_id, 0, FIRST_GENERATION, bound))
+    scene.apply()
+    assert scene.host.specs[group_id].bound_directory == directory(1)
+    scene.partitions.confirmed()
+    assert set(scene.host.groups) == {group_id}
 
 
 def test_what_is_deleted_while_it_is_being_opened_is_removed_afterwards() -> None:
