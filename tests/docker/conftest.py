@@ -17,7 +17,7 @@ from tests.docker.table import Row, lines_of
 
 _ROWS = pytest.StashKey[list[Row]]()
 _FACTS = pytest.StashKey[list[str]]()
-_REQUIRED = ("CI", "FLUXD_DOCKER_TESTS")
+_REQUIRED = ("CI", "REQUIRE_DOCKER")
 """Variables: with either of them set these tests fail where they cannot run."""
 
 
