@@ -249,9 +249,11 @@ class Node:
         image = founding_image(founding)
         self._view.cluster_id, self._view.image = founding.cluster_id, image
         follower = MetadataFollower(self._reactor, image, on_fatal=self.fail)
-        partitions = Partitions(
-            self._reactor, self._host, self._directory, self._view, names_at_start=self._directory.partitions()
-        )
+        try:
+            names = self._directory.partitions()
+        except OSError as error:
+            raise self._unusable(error) from error
+        partitions = Partitions(self._reactor, self._host, self._directory, self._view, names_at_start=names)
         binding = ReplicaBinding(self._reactor, self._view, image, self._directory.set_metadata_bound)
         follower.listeners += [self._take_image, partitions.apply, binding.metadata_changed]
         self._host.bind = binding.bind

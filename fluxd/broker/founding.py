@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import random_id
 from fluxd.core.runtime import Reactor
@@ -58,12 +59,15 @@ class Found:
     seeds: tuple[peer_pb2.FoundingSeed, ...]
 
 
-def decide(me: Identity, addresses: Mapping[NodeId, str], answers: Mapping[NodeId, Answer]) -> Wait | Join | Found:
+def decide(
+    me: Identity, addresses: Mapping[NodeId, str], answers: Mapping[NodeId, Answer], *, patient: bool = False
+) -> Wait | Join | Found:
     """What an empty node does after it has asked all other seeds.
 
     Args:
         addresses: of all seeds, this node among them.
         answers: of all other seeds.
+        patient: ask again when this node's number is said to be taken (see `check_refusals`).
 
     Raises:
         StartError: it has no place in this cluster.
@@ -71,7 +75,10 @@ def decide(me: Identity, addresses: Mapping[NodeId, str], answers: Mapping[NodeI
     refusals = {
         peer: refusal for peer, answer in answers.items() if (refusal := _refusal(me, peer, answer)) is not None
     }
-    check_refusals(refusals, len(answers))
+    check_refusals(refusals, len(answers), patient=patient)
+    for refusal in refusals.values():
+        if refusal.reason is Reason.NODE_ID_IN_USE:
+            return Wait(refusal.message)
     heard = {peer: answer for peer, answer in answers.items() if isinstance(answer, peer_pb2.HelloResponse)}
     for answer in heard.values():
         if answer.HasField("founding"):
@@ -94,15 +101,21 @@ def decide(me: Identity, addresses: Mapping[NodeId, str], answers: Mapping[NodeI
     )
 
 
-def check_refusals(refusals: Mapping[NodeId, FluxError], others: int) -> None:
+def check_refusals(refusals: Mapping[NodeId, FluxError], others: int, *, patient: bool) -> None:
     """Whether the refusals of other nodes mean that this one is wrong: all of them refuse, or its number is taken.
+
+    Args:
+        patient: nothing follows yet from a number that is taken: who has it may be this node's former process, which
+            died without a word and left another directory. See limits.NODE_ID_PATIENCE.
 
     Raises:
         StartError: it is.
     """
-    for peer, error in refusals.items():
-        if error.reason is Reason.NODE_ID_IN_USE:
-            raise StartError(f"refused by node {peer}: {error.message}")
+    taken = [peer for peer, error in refusals.items() if error.reason is Reason.NODE_ID_IN_USE]
+    if taken and patient:
+        return
+    for peer in taken:
+        raise StartError(f"refused by node {peer}: {refusals[peer].message}")
     if refusals and len(refusals) == others:
         peer, error = min(refusals.items())
         raise StartError(f"refused by node {peer}{' and all others' if others > 1 else ''}: {error.message}")
@@ -155,8 +168,10 @@ class Joining:
             self._me.founding = founding_of(self._directory.meta)
             self._check_own_place()
             return
+        patience_ends = self._reactor.now() + limits.NODE_ID_PATIENCE
         while True:
-            match decide(self._me, self._addresses, await self._ask_all()):
+            answers = await self._ask_all()
+            match decide(self._me, self._addresses, answers, patient=self._reactor.now() < patience_ends):
                 case Wait(why):
                     self._report(why)
                     await asyncio.sleep(RETRY)

@@ -43,11 +43,13 @@ class Neighbours:
         self._on_fatal = on_fatal
         self._refusals: dict[NodeId, FluxError] = {}
         self._ever_connected = False
+        self._patience_ends = 0.0
         self._status_changed = asyncio.Event()
         view.watch_leaders(self._leader_changed)
 
     async def run(self) -> None:
         """Keep the links up and tell this node's status, until cancelled."""
+        self._patience_ends = asyncio.get_running_loop().time() + limits.NODE_ID_PATIENCE
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._links.run(self))
             tasks.create_task(self._tell_status())
@@ -80,7 +82,8 @@ class Neighbours:
         self._refusals[peer] = error
         if not self._ever_connected:
             try:
-                check_refusals(self._refusals, len(self._links.peers))
+                patient = asyncio.get_running_loop().time() < self._patience_ends
+                check_refusals(self._refusals, len(self._links.peers), patient=patient)
             except StartError as fatal:
                 self._on_fatal(fatal)
 

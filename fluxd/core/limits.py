@@ -100,6 +100,9 @@ REPLICATION_WINDOW_BYTES: Final = 4 * MIB
 ELECTION_TIMEOUT_MIN: Final = 1.0
 ELECTION_TIMEOUT_MAX: Final = 2.0
 HEARTBEAT_INTERVAL: Final = 0.3
+NODE_ID_PATIENCE: Final = 6.0
+"""So long a starting node asks again when its number is said to be taken: its former process may have died without a
+word, with another directory, and is believed in until pings to it have not been answered (4 s)."""
 IN_SYNC_TIMEOUT: Final = 1.5
 """A replica is in sync while its acknowledged log end was the leader's within this time."""
 NO_QUORUM_ANSWER: Final = 0.2

@@ -44,9 +44,9 @@ REFUSED = FluxError(Reason.UNAUTHENTICATED, "the secret is another one")
 IN_USE = FluxError(Reason.NODE_ID_IN_USE, "node id 1 belongs to a live node")
 
 
-def decision(node: int, *answers: Answer) -> Wait | Join | Found:
+def decision(node: int, *answers: Answer, patient: bool = False) -> Wait | Join | Found:
     others = [other for other in ADDRESSES if other != node]
-    return decide(me(node), ADDRESSES, dict(zip(others, answers, strict=True)))
+    return decide(me(node), ADDRESSES, dict(zip(others, answers, strict=True)), patient=patient)
 
 
 def test_lowest_founds_when_all_are_empty() -> None:
@@ -96,6 +96,7 @@ def test_no_place() -> None:
         decision(1, REFUSED, REFUSED)
     with pytest.raises(StartError, match="belongs to a live node"):
         decision(1, empty(2), IN_USE)
+    assert isinstance(decision(1, founded(2), IN_USE, patient=True), Wait)
     with pytest.raises(StartError, match="was founded by nodes 1, 2; the seeds of node 3"):
         decision(3, founded(1, (1, 2)), None)
 
