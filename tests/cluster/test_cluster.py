@@ -10,8 +10,8 @@ import pytest
 
 SEEDS = (5, 9, 24, 25, 600_288, 600_391, 600_538)
 """Among them: five nodes with three replicas each, retention, lost disks, a consumer group; a directory that cannot be
-listed at the start, a node that comes back with another disk before its death was noticed, a topic that is deleted twice
-at the same time."""
+listed at the start, a node that comes back with another disk before its death was noticed, a topic that is deleted
+twice at the same time."""
 
 
 def simulate(seed: int) -> tuple[int, str]:
