@@ -301,7 +301,8 @@ class Invariants:
             term, voted_for = self._vote_on_disk(node)
             if max(term, self._last_term_on_disk(node)) < message.term:
                 raise Violation(f"I7: node {source} sends {body} of term {message.term}, its disk knows {term}")
-            if body == "vote_reply" and (term, voted_for) != (message.term, target):
+            # a vote of an earlier term may have waited in a link's queue: it was durable, and cannot be given again
+            if body == "vote_reply" and term <= message.term and (term, voted_for) != (message.term, target):
                 raise Violation(
                     f"I7: node {source} sends a vote for {target}@{message.term}, its disk has {voted_for}@{term}"
                 )
