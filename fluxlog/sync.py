@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -81,17 +82,17 @@ class _Background:
 _background = _Background()
 
 
-class _InBackground(Generic[T]):
+class _InBackground(ABC, Generic[T]):
     """Something of the event loop's, open inside a with statement."""
 
     def __init__(self) -> None:
         self._opened: T | None = None
 
-    async def _open(self) -> T:
-        raise NotImplementedError
+    @abstractmethod
+    async def _open(self) -> T: ...
 
-    async def _close(self, opened: T, *, flush: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _close(self, opened: T, *, flush: bool) -> None: ...
 
     def __enter__(self) -> Self:
         _background.enter()

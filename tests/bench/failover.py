@@ -22,12 +22,11 @@ import signal
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from fluxlog.v1 import admin_pb2
-from tests.bench.nodes import Nodes, running_nodes
-from tests.bench.operations import Part, run_parts, say
+from tests.bench.nodes import Nodes
+from tests.bench.operations import Part, part_on_nodes, run_parts, say
 from tests.bench.writers import Verdict, Writers
 from tests.integration.cluster import NodeProcess, wait_until
 
@@ -173,18 +172,8 @@ class Rounds:
         return [partition.partition for partition in topic.partitions if partition.leader_node == node_id]
 
 
-def measure(kind: str, arguments: argparse.Namespace, root: Path) -> Failover:
-    """One kind of failover."""
-    with running_nodes(root) as nodes:
-        return Rounds(kind, nodes, arguments).run()
-
-
 def _part(kind: str, arguments: argparse.Namespace) -> Part:
-    def run(root: Path) -> tuple[list[str], dict[str, object]]:
-        found = measure(kind, arguments, root)
-        return found.lines(), asdict(found)
-
-    return Part(f"failover {kind}", run)
+    return part_on_nodes(f"failover {kind}", lambda nodes: Rounds(kind, nodes, arguments).run())
 
 
 def parts(arguments: argparse.Namespace) -> list[Part]:

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +35,8 @@ from fluxlog.framing import encode_produce
 from fluxlog.v1 import log_pb2
 from tests.bench.figures import percentile
 from tests.bench.load import open_channel
-from tests.bench.nodes import Nodes, running_nodes
-from tests.bench.operations import Part, run_parts
+from tests.bench.nodes import Nodes
+from tests.bench.operations import Part, part_on_nodes, run_parts
 from tests.bench.usage import memory_mb
 from tests.integration.cluster import produce_request, wait_until
 
@@ -238,13 +238,7 @@ def _kind_of(error: aio.AioRpcError) -> str:
 
 def parts(arguments: argparse.Namespace) -> list[Part]:
     """The one."""
-
-    def run(root: Path) -> tuple[list[str], dict[str, object]]:
-        with running_nodes(root) as nodes:
-            found = Flood(nodes, arguments).run()
-        return found.lines(), asdict(found)
-
-    return [Part("flood", run)]
+    return [part_on_nodes("flood", lambda nodes: Flood(nodes, arguments).run())]
 
 
 def make_parser() -> argparse.ArgumentParser:

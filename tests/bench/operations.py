@@ -10,11 +10,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from tests.bench import machine
+from tests.bench.nodes import Nodes, running_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,24 @@ class Part:
 
     name: str
     run: Callable[[Path], tuple[list[str], dict[str, Any]]]
+
+
+class Found(Protocol):
+    """A dataclass with what was measured."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+
+def part_on_nodes(name: str, measure: Callable[[Nodes], Found]) -> Part:
+    """A measurement on three fresh nodes."""
+
+    def run(root: Path) -> tuple[list[str], dict[str, Any]]:
+        with running_nodes(root) as nodes:
+            found = measure(nodes)
+        return found.lines(), asdict(cast(Any, found))
+
+    return Part(name, run)
 
 
 def say(line: str) -> None:

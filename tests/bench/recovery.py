@@ -16,14 +16,14 @@ import asyncio
 import shutil
 import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluxd import tuning
 from fluxlog.v1 import admin_pb2, log_pb2
 from tests.bench.load import Load, produce
-from tests.bench.nodes import Nodes, running_nodes
-from tests.bench.operations import Part, run_parts, say
+from tests.bench.nodes import Nodes
+from tests.bench.operations import Found, Part, part_on_nodes, run_parts, say
 from tests.integration.cluster import NodeProcess, wait_until
 
 _BATCH_BYTES, _RECORD_BYTES, _IN_FLIGHT = 256 * 1024, 100, 8 * 1024 * 1024
@@ -204,12 +204,11 @@ class Recovery:
 def parts(arguments: argparse.Namespace) -> list[Part]:
     """The one."""
 
-    def run(root: Path) -> tuple[list[str], dict[str, object]]:
-        with running_nodes(root) as nodes, asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
-            found = Recovery(nodes, runner, arguments).run()
-        return found.lines(), asdict(found)
+    def measure(nodes: Nodes) -> Found:
+        with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
+            return Recovery(nodes, runner, arguments).run()
 
-    return [Part("recovery", run)]
+    return [part_on_nodes("recovery", measure)]
 
 
 def make_parser() -> argparse.ArgumentParser:

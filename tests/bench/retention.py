@@ -15,7 +15,7 @@ import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -26,8 +26,8 @@ from fluxd.core.types import GroupId
 from fluxd.storage.segment import SUFFIX
 from fluxlog.v1 import admin_pb2, log_pb2
 from tests.bench.load import Load, Produced, produce
-from tests.bench.nodes import Nodes, running_nodes
-from tests.bench.operations import Part, run_parts, say
+from tests.bench.nodes import Nodes
+from tests.bench.operations import Found, Part, part_on_nodes, run_parts, say
 from tests.integration.cluster import NodeProcess, error_info, wait_until
 
 _MIB = 1024 * 1024
@@ -204,12 +204,11 @@ class Retention:
 def parts(arguments: argparse.Namespace) -> list[Part]:
     """The one."""
 
-    def run(root: Path) -> tuple[list[str], dict[str, object]]:
-        with running_nodes(root) as nodes, asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
-            found = Retention(nodes, runner, arguments).run()
-        return found.lines(), asdict(found)
+    def measure(nodes: Nodes) -> Found:
+        with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
+            return Retention(nodes, runner, arguments).run()
 
-    return [Part("retention", run)]
+    return [part_on_nodes("retention", measure)]
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -229,6 +229,7 @@ def test_entries_that_were_lost_on_the_way_are_sent_again() -> None:
     lab.network.held.clear()
     lab.network.hold = lambda source, target, message: False
     lab.until(lambda: outcome(answers) == "COMMITTED", within=2 * limits.ELECTION_TIMEOUT_MIN)
+    assert lab[1].term == 1, "by the same leader"
 
 
 def test_what_was_on_a_broken_link_is_sent_again_with_the_next_answer() -> None:

@@ -128,6 +128,7 @@ def test_followers_of_a_dead_leader_at_rest_campaign_in_time() -> None:
     lab.run(5)
     lab.kill(1, gone=False)
     lab.until(lambda: lab.leader() in (2, 3), within=limits.ELECTION_TIMEOUT_MAX + TIMEOUT)
+    assert lab[lab.leader() or 0].term > 1
 
 
 def test_a_lost_list_changes_nothing() -> None:

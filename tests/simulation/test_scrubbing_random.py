@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import NodeId
 from fluxd.raft.scrubbing import Scrubber
 from fluxd.storage.scrub import Verified
@@ -118,7 +119,7 @@ def is_sound(of: SimNode) -> bool:
     try:
         while piece := of.group.log.scrub.next_piece(at, end_index=of.group.commit_index, max_bytes=1 << 20):
             at = piece.read()
-    except Exception:
+    except (CorruptDataError, OSError):
         return False
     return True
 

@@ -262,6 +262,7 @@ def test_a_replica_that_the_controller_itself_has_copied_is_bound(node: OneNode)
     topic = run(node, node.controller.create_topic(create("orders", replication_factor=3))).topic
     status = peer_pb2.NodeStatus(node_id=ME, directory_id=directory(7), advertised_address=node.view.local.address)
     status.troubles.add(topic_id=topic.topic_id, partition=0, why="its disk was lost", copied=True)
+    assert node.follower.image.topics[topic.topic_id].partitions[0].directory_of(ME) != directory(7)
     node.view.heard_own(status)
     node.until(lambda: node.follower.image.topics[topic.topic_id].partitions[0].directory_of(ME) == directory(7))
 
