@@ -21,7 +21,7 @@ from fluxlog.v1 import admin_pb2, admin_pb2_grpc, log_pb2, log_pb2_grpc, record_
 T = TypeVar("T")
 
 SECRET = "integration-test-secret"
-DEADLINE = 20.0
+DEADLINE = 60.0
 """How long a condition may take on a machine that is busy with other tests."""
 
 
@@ -155,12 +155,19 @@ class Cluster:
         self.nodes = [NodeProcess(root, number, port, self.seeds) for number, port in enumerate(ports, 1)]
 
     def __enter__(self) -> Cluster:
-        for node in self.nodes:
-            node.start()
-        self.wait_ready()
+        try:
+            for node in self.nodes:
+                node.start()
+            self.wait_ready()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for node in self.nodes:
             if node.running:
                 node.kill()
