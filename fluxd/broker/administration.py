@@ -191,7 +191,7 @@ class Administration:
         if error is not None:
             raise self._routes.named(error, route)
         changed = asyncio.Event()
-        unwatch = self._view.watch_leaders(lambda _: changed.set())
+        unwatch = self._view.watch_leader(route.group_id, changed.set)
         try:
             async with asyncio.timeout(TRANSFER_WAIT):
                 while (hint := self._routes.leader(route)) is None or hint.node_id == me:

@@ -120,6 +120,7 @@ class ClusterView:
         self._peers: dict[NodeId, _Peer] = {}
         self._told: dict[GroupId, tuple[Term, NodeId]] = {}
         self._watchers: list[Callable[[GroupId], None]] = []
+        self._watchers_of: dict[GroupId, list[Callable[[], None]]] = {}
         self._status_listeners: list[Callable[[peer_pb2.NodeStatus], None]] = []
 
     # ---- metadata
@@ -327,9 +328,23 @@ class ClusterView:
         self._watchers.append(callback)
         return lambda: self._watchers.remove(callback)
 
+    def watch_leader(self, group_id: GroupId, callback: Callable[[], None]) -> Callable[[], None]:
+        """As `watch_leaders`, of one partition: hundreds may wait while hundreds change."""
+        watchers = self._watchers_of.setdefault(group_id, [])
+        watchers.append(callback)
+
+        def unwatch() -> None:
+            watchers.remove(callback)
+            if not watchers and self._watchers_of.get(group_id) is watchers:
+                del self._watchers_of[group_id]
+
+        return unwatch
+
     def _changed(self, group_id: GroupId) -> None:
         for watcher in tuple(self._watchers):
             watcher(group_id)
+        for watcher_of_group in tuple(self._watchers_of.get(group_id, ())):
+            watcher_of_group()
 
     def _peer(self, node_id: NodeId) -> _Peer:
         return self._peers.setdefault(node_id, _Peer())

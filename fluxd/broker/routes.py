@@ -165,7 +165,7 @@ class Routes:
         if hint is not None:
             return hint
         changed = asyncio.Event()
-        unwatch = self._cluster.watch_leaders(lambda _: changed.set())
+        unwatch = self._cluster.watch_leader(route.group_id, changed.set)
         try:
             async with asyncio.timeout(max(0.0, seconds)):
                 while (hint := self.leader(route)) is None and self._missing(route) is None:

@@ -129,6 +129,23 @@ def test_watchers_hear_of_changes() -> None:
     assert heard == [group_id] * 4
 
 
+def test_who_waits_for_one_leader_is_not_told_of_the_others() -> None:
+    """A watcher of one partition is called for that one alone, until it ends it; others of the same one go on."""
+    cluster = Cluster()
+    topic_id = cluster.topic("orders", partition(2, 1, 3), partition(2, 1, 3))
+    watched, other = GroupId(topic_id, 0), GroupId(topic_id, 1)
+    heard: list[str] = []
+    unwatch = cluster.view.watch_leader(watched, lambda: heard.append("first"))
+    cluster.view.watch_leader(watched, lambda: heard.append("second"))
+    cluster.groups[other].become(Role.LEADER, 6, 1)
+    assert heard == []
+    cluster.groups[watched].become(Role.LEADER, 6, 1)
+    assert heard == ["first", "second"]
+    unwatch()
+    cluster.groups[watched].become(Role.FOLLOWER, 7, 2)
+    assert heard == ["first", "second", "second"]
+
+
 def test_the_local_status_tells_what_is_led_and_what_is_ill() -> None:
     """Led partitions with their followers, and replicas that take no part with the reason."""
     cluster = Cluster()
