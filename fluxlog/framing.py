@@ -6,6 +6,8 @@ cost a copy).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from crc32c import crc32c
 
 from fluxlog.v1 import log_pb2
@@ -14,6 +16,7 @@ PRODUCE_STREAM = "/fluxlog.v1.Log/ProduceStream"
 _BATCH_TAG = b"\x1a"  # ProduceRequest.batch
 _CORRELATION_TAG = b"\x08"  # ProduceStreamRequest.correlation_id
 _REQUEST_TAG = b"\x12"  # ProduceStreamRequest.request
+_ACCEPTS_MORE = b"\x18\x01"  # ProduceStreamRequest.accepts_more
 
 
 def encode_varint(number: int) -> bytes:
@@ -48,6 +51,12 @@ def encode_produce(
 
 
 def encode_stream_request(correlation_id: int, request: bytes) -> bytes:
-    """Encode a ProduceStreamRequest around an encoded ProduceRequest."""
-    head = (_CORRELATION_TAG, encode_varint(correlation_id), _REQUEST_TAG, encode_varint(len(request)))
+    """Encode a ProduceStreamRequest around an encoded ProduceRequest; its answer may stand in another one's `more`."""
+    head = (_ACCEPTS_MORE, _CORRELATION_TAG, encode_varint(correlation_id), _REQUEST_TAG, encode_varint(len(request)))
     return b"".join((*head, request))
+
+
+def answers_of(response: log_pb2.ProduceStreamResponse) -> Iterator[log_pb2.ProduceStreamResponse]:
+    """Each request's own answer."""
+    yield response
+    yield from response.more

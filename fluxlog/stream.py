@@ -10,7 +10,7 @@ import grpc
 
 from fluxlog.client import Node
 from fluxlog.errors import FluxlogError, Outcome, from_rpc_error
-from fluxlog.framing import PRODUCE_STREAM, encode_stream_request
+from fluxlog.framing import PRODUCE_STREAM, answers_of, encode_stream_request
 from fluxlog.v1 import admin_pb2, log_pb2
 
 _PING = admin_pb2.DescribeClusterRequest()
@@ -25,7 +25,7 @@ class ProduceStream:
 
     Args:
         node: where to.
-        on_answer: called with each response, on a thread of the stream's own.
+        on_answer: called with each answer, on a thread of the stream's own.
         on_broken: called once, when the stream has ended for whatever reason; unless its outcome is REJECTED, what was
             sent and not answered is UNKNOWN.
     """
@@ -96,7 +96,8 @@ class ProduceStream:
         assert self._call is not None
         try:
             for response in self._call:
-                self._on_answer(self, response)
+                for answer in answers_of(response):
+                    self._on_answer(self, answer)
         except grpc.RpcError as error:
             return from_rpc_error(error, address=self.address)
         return FluxlogError("UNAVAILABLE", f"{self.address} ended the stream", retriable=True)

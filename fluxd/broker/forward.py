@@ -256,10 +256,11 @@ class ProducePipe:
         while (data := await call.read()) is not aio.EOF:
             assert isinstance(data, bytes)
             response = log_pb2.ProduceStreamResponse.FromString(data)
-            if response.HasField("committed"):
-                self._answer(response.correlation_id, response.committed)
-            else:
-                self._answer(response.correlation_id, error_from_message(response.error))
+            for answer in (response, *response.more):
+                if answer.HasField("committed"):
+                    self._answer(answer.correlation_id, answer.committed)
+                else:
+                    self._answer(answer.correlation_id, error_from_message(answer.error))
 
     def _answer(self, number: int, answer: ProduceAnswer) -> None:
         future, size = self._unanswered.pop(number, (None, 0))
@@ -298,5 +299,5 @@ def _varint(number: int) -> bytes:
 
 
 def _stream_request(number: int, request: bytes) -> bytes:
-    """An encoded ProduceStreamRequest, without parsing what is in it."""
-    return b"".join((b"\x08", _varint(number), b"\x12", _varint(len(request)), request))
+    """An encoded ProduceStreamRequest that accepts `more`, without parsing what is in it."""
+    return b"".join((b"\x18\x01\x08", _varint(number), b"\x12", _varint(len(request)), request))

@@ -1,4 +1,4 @@
-"""One call of ProduceStream: many requests, each with its one response, in whatever order they are answered.
+"""One call of ProduceStream: many requests, each with its one answer, in whatever order they come.
 
 What this node leads is appended as it is read, without a task of its own. A request that has to wait (an election, a
 hop to another node) is served by a task; a line per partition keeps the order of requests until they are on their way,
@@ -8,6 +8,7 @@ so those behind it queue up, too.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from fluxd.core.status import error_message
 from fluxd.observability import get_logger
 from fluxd.rpc.raw import parse_produce, parse_stream_request
 from fluxlog.v1 import log_pb2
+
+_ANSWERS_MAX = 256
+"""In one message, which stays far below gRPC's bound on what a client receives, also when all are errors."""
 
 log = get_logger()
 
@@ -72,7 +76,10 @@ class ProduceStream:
 
     def __init__(self, producing: Callable[[], Producing], connection: str, *, forwarded: bool) -> None:
         self._producing, self._connection, self._forwarded = producing, connection, forwarded
-        self._responses: asyncio.Queue[bytes | None] = asyncio.Queue()  # bounded by `_places`
+        self._responses: deque[log_pb2.ProduceStreamResponse] = deque()  # bounded by `_places`
+        self._something = asyncio.Event()
+        """There is a response, or the last one has been queued."""
+        self._ended = self._accepts_more = False
         self._places = asyncio.Semaphore(limits.STREAM_IN_FLIGHT_MAX)
         self._lines: dict[_Partition, _Line] = {}
         self._unanswered = 0
@@ -82,19 +89,37 @@ class ProduceStream:
         """The responses, until all requests are read and answered."""
         reader = asyncio.ensure_future(self._read(requests))
         try:
-            while (response := await self._responses.get()) is not None:
-                self._places.release()
-                yield response
+            while await self._filled():
+                yield self._next_message()
             await _outcome(reader)
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
+    async def _filled(self) -> bool:
+        """Wait for a response; False: there will be none."""
+        while not self._responses and not self._ended:
+            self._something.clear()
+            await self._something.wait()
+        return bool(self._responses)
+
+    def _next_message(self) -> bytes:
+        """The oldest response and, where the client reads them so, those that wait behind it: what it costs to send a
+        message is many times what is in it."""
+        response = self._responses.popleft()
+        self._places.release()
+        if self._accepts_more and self._responses:
+            for _ in range(min(len(self._responses), _ANSWERS_MAX - 1)):
+                response.more.append(self._responses.popleft())
+                self._places.release()
+        return response.SerializeToString()
+
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
             async with asyncio.TaskGroup() as serving:
                 async for message in requests:
-                    number, raw = parse_stream_request(message)
+                    number, raw, accepts_more = parse_stream_request(message)
+                    self._accepts_more |= accepts_more
                     await self._places.acquire()
                     self._unanswered += 1
                     self._begin(number, raw, serving)
@@ -102,7 +127,8 @@ class ProduceStream:
                 self._answered.clear()
                 await self._answered.wait()
         finally:
-            self._responses.put_nowait(None)
+            self._ended = True
+            self._something.set()
 
     def _begin(self, number: int, raw: bytes | memoryview, serving: asyncio.TaskGroup) -> None:
         try:
@@ -128,7 +154,8 @@ class ProduceStream:
             response.error.CopyFrom(error_message(answer, writes=True))
         else:
             response.committed.CopyFrom(answer)
-        self._responses.put_nowait(response.SerializeToString())
+        self._responses.append(response)
+        self._something.set()
         self._unanswered -= 1
         self._answered.set()
 

@@ -37,6 +37,7 @@ class _RawProduceRequest(Protocol):
 class _RawStreamRequest(Protocol):
     correlation_id: int
     request: bytes
+    accepts_more: bool
 
     def ParseFromString(self, data: bytes) -> int: ...  # noqa: N802
 
@@ -96,8 +97,8 @@ def parse_produce(raw: bytes | memoryview, *, connection: str, forwarded: bool) 
     )
 
 
-def parse_stream_request(raw: bytes) -> tuple[int, bytes | memoryview]:
-    """Read an encoded ProduceStreamRequest: (correlation id, encoded ProduceRequest).
+def parse_stream_request(raw: bytes) -> tuple[int, bytes | memoryview, bool]:
+    """Read an encoded ProduceStreamRequest: (correlation id, encoded ProduceRequest, accepts `more`).
 
     Raises:
         FluxError: INVALID_ARGUMENT.
@@ -105,7 +106,7 @@ def parse_stream_request(raw: bytes) -> tuple[int, bytes | memoryview]:
     message = _StreamRequest()
     rest, request = cut_out(raw, _REQUEST_TAG)
     _parse(message, rest, "ProduceStreamRequest")
-    return message.correlation_id, message.request if request is None else request
+    return message.correlation_id, message.request if request is None else request, message.accepts_more
 
 
 def _parse(message: _RawProduceRequest | _RawStreamRequest, raw: bytes, name: str) -> None:

@@ -12,7 +12,7 @@ from grpc import aio
 from fluxlog.aio.connection import Node
 from fluxlog.aio.tasks import TaskSet
 from fluxlog.errors import FluxlogError, Outcome, from_rpc_error
-from fluxlog.framing import PRODUCE_STREAM, encode_stream_request
+from fluxlog.framing import PRODUCE_STREAM, answers_of, encode_stream_request
 from fluxlog.v1 import admin_pb2, log_pb2
 
 _PING = admin_pb2.DescribeClusterRequest()
@@ -29,7 +29,7 @@ class ProduceStream:
 
     Args:
         tasks: own what runs here.
-        on_answer: called with each response.
+        on_answer: called with each answer.
         on_broken: called once, when the stream has ended by itself; unless the failure's outcome is REJECTED, what was
             sent and not answered is UNKNOWN. Not called after `cancel`.
     """
@@ -95,7 +95,8 @@ class ProduceStream:
         writer = asyncio.ensure_future(self._write(call))
         try:
             while isinstance(response := await call.read(), log_pb2.ProduceStreamResponse):
-                self._on_answer(self, response)
+                for answer in answers_of(response):
+                    self._on_answer(self, answer)
             # It ended without a complaint, but nobody asked it to: what has no answer is in doubt.
             return FluxlogError("UNAVAILABLE", f"{self.address} ended the stream", retriable=True, address=self.address)
         except grpc.RpcError as error:

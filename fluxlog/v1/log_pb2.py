@@ -26,7 +26,7 @@ from fluxlog.v1 import errors_pb2 as fluxlog_dot_v1_dot_errors__pb2
 from fluxlog.v1 import record_pb2 as fluxlog_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66luxlog/v1/log.proto\x12\nfluxlog.v1\x1a\x17\x66luxlog/v1/errors.proto\x1a\x17\x66luxlog/v1/record.proto\"D\n\nLeaderHint\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x04\"\xaf\x02\n\x0eProduceRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12&\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x17.fluxlog.v1.RecordBatch\x12\x19\n\x0c\x62\x61tch_crc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x12\x1c\n\x0f\x65xpected_offset\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x10\n\x08topic_id\x18\x07 \x01(\x0c\x12#\n\x07records\x18\x08 \x03(\x0b\x32\x12.fluxlog.v1.Record\x12\x13\n\x0bproducer_id\x18\t \x01(\x0c\x12\x15\n\rbase_sequence\x18\n \x01(\x04\x42\x0f\n\r_batch_crc32cB\x12\n\x10_expected_offset\"\xa5\x01\n\x0fProduceResponse\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x04\x12\x14\n\x0crecord_count\x18\x02 \x01(\r\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x04\x12\x16\n\x0e\x63opies_on_disk\x18\x04 \x01(\r\x12\x11\n\tduplicate\x18\x05 \x01(\x08\x12&\n\x06leader\x18\x06 \x01(\x0b\x32\x16.fluxlog.v1.LeaderHint\"[\n\x14ProduceStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.fluxlog.v1.ProduceRequest\"\x8f\x01\n\x15ProduceStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x30\n\tcommitted\x18\x02 \x01(\x0b\x32\x1b.fluxlog.v1.ProduceResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.fluxlog.v1.ErrorH\x00\x42\x08\n\x06result\"\xa1\x01\n\x0c\x46\x65tchRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\r\x12\x13\n\x0bmax_wait_ms\x18\x05 \x01(\r\x12\x11\n\tmin_bytes\x18\x06 \x01(\r\x12\x12\n\nas_records\x18\x07 \x01(\x08\x12\x10\n\x08topic_id\x18\x08 \x01(\x0c\"z\n\rFollowRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\r\x12\x12\n\nas_records\x18\x05 \x01(\x08\x12\x10\n\x08topic_id\x18\x06 \x01(\x0c\"\x84\x01\n\rFetchResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.fluxlog.v1.FetchStatus\x12%\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x14.fluxlog.v1.LogEntry\x12#\n\x07records\x18\x03 \x03(\x0b\x32\x12.fluxlog.v1.Record\"\x8f\x01\n\x0b\x46\x65tchStatus\x12\x16\n\x0ehigh_watermark\x18\x01 \x01(\x04\x12\x18\n\x10log_start_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12&\n\x06leader\x18\x04 \x01(\x0b\x32\x16.fluxlog.v1.LeaderHint\x12\x11\n\tserved_by\x18\x05 \x01(\r\">\n\x12ListOffsetsRequest\x12(\n\x07queries\x18\x01 \x03(\x0b\x32\x17.fluxlog.v1.OffsetQuery\"n\n\x0bOffsetQuery\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x12\n\x08\x65\x61rliest\x18\x03 \x01(\x08H\x00\x12\x10\n\x06latest\x18\x04 \x01(\x08H\x00\x12\x11\n\x07time_ms\x18\x05 \x01(\x03H\x00\x42\x04\n\x02\x61t\"@\n\x13ListOffsetsResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.fluxlog.v1.OffsetResult\"\x88\x01\n\x0cOffsetResult\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12(\n\x05\x66ound\x18\x03 \x01(\x0b\x32\x17.fluxlog.v1.OffsetFoundH\x00\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x11.fluxlog.v1.ErrorH\x00\x42\x08\n\x06result\"K\n\x0bOffsetFound\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x04\x12\x16\n\x0e\x61ppend_time_ms\x18\x03 \x01(\x03\x32\xf3\x02\n\x03Log\x12\x42\n\x07Produce\x12\x1a.fluxlog.v1.ProduceRequest\x1a\x1b.fluxlog.v1.ProduceResponse\x12X\n\rProduceStream\x12 .fluxlog.v1.ProduceStreamRequest\x1a!.fluxlog.v1.ProduceStreamResponse(\x01\x30\x01\x12<\n\x05\x46\x65tch\x12\x18.fluxlog.v1.FetchRequest\x1a\x19.fluxlog.v1.FetchResponse\x12@\n\x06\x46ollow\x12\x19.fluxlog.v1.FollowRequest\x1a\x19.fluxlog.v1.FetchResponse0\x01\x12N\n\x0bListOffsets\x12\x1e.fluxlog.v1.ListOffsetsRequest\x1a\x1f.fluxlog.v1.ListOffsetsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66luxlog/v1/log.proto\x12\nfluxlog.v1\x1a\x17\x66luxlog/v1/errors.proto\x1a\x17\x66luxlog/v1/record.proto\"D\n\nLeaderHint\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x04\"\xaf\x02\n\x0eProduceRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12&\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x17.fluxlog.v1.RecordBatch\x12\x19\n\x0c\x62\x61tch_crc32c\x18\x04 \x01(\x07H\x00\x88\x01\x01\x12\x1c\n\x0f\x65xpected_offset\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x10\n\x08topic_id\x18\x07 \x01(\x0c\x12#\n\x07records\x18\x08 \x03(\x0b\x32\x12.fluxlog.v1.Record\x12\x13\n\x0bproducer_id\x18\t \x01(\x0c\x12\x15\n\rbase_sequence\x18\n \x01(\x04\x42\x0f\n\r_batch_crc32cB\x12\n\x10_expected_offset\"\xa5\x01\n\x0fProduceResponse\x12\x13\n\x0b\x62\x61se_offset\x18\x01 \x01(\x04\x12\x14\n\x0crecord_count\x18\x02 \x01(\r\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x04\x12\x16\n\x0e\x63opies_on_disk\x18\x04 \x01(\r\x12\x11\n\tduplicate\x18\x05 \x01(\x08\x12&\n\x06leader\x18\x06 \x01(\x0b\x32\x16.fluxlog.v1.LeaderHint\"q\n\x14ProduceStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.fluxlog.v1.ProduceRequest\x12\x14\n\x0c\x61\x63\x63\x65pts_more\x18\x03 \x01(\x08\"\xc0\x01\n\x15ProduceStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x30\n\tcommitted\x18\x02 \x01(\x0b\x32\x1b.fluxlog.v1.ProduceResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.fluxlog.v1.ErrorH\x00\x12/\n\x04more\x18\x04 \x03(\x0b\x32!.fluxlog.v1.ProduceStreamResponseB\x08\n\x06result\"\xa1\x01\n\x0c\x46\x65tchRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\r\x12\x13\n\x0bmax_wait_ms\x18\x05 \x01(\r\x12\x11\n\tmin_bytes\x18\x06 \x01(\r\x12\x12\n\nas_records\x18\x07 \x01(\x08\x12\x10\n\x08topic_id\x18\x08 \x01(\x0c\"z\n\rFollowRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\r\x12\x12\n\nas_records\x18\x05 \x01(\x08\x12\x10\n\x08topic_id\x18\x06 \x01(\x0c\"\x84\x01\n\rFetchResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.fluxlog.v1.FetchStatus\x12%\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x14.fluxlog.v1.LogEntry\x12#\n\x07records\x18\x03 \x03(\x0b\x32\x12.fluxlog.v1.Record\"\x8f\x01\n\x0b\x46\x65tchStatus\x12\x16\n\x0ehigh_watermark\x18\x01 \x01(\x04\x12\x18\n\x10log_start_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12&\n\x06leader\x18\x04 \x01(\x0b\x32\x16.fluxlog.v1.LeaderHint\x12\x11\n\tserved_by\x18\x05 \x01(\r\">\n\x12ListOffsetsRequest\x12(\n\x07queries\x18\x01 \x03(\x0b\x32\x17.fluxlog.v1.OffsetQuery\"n\n\x0bOffsetQuery\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x12\n\x08\x65\x61rliest\x18\x03 \x01(\x08H\x00\x12\x10\n\x06latest\x18\x04 \x01(\x08H\x00\x12\x11\n\x07time_ms\x18\x05 \x01(\x03H\x00\x42\x04\n\x02\x61t\"@\n\x13ListOffsetsResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.fluxlog.v1.OffsetResult\"\x88\x01\n\x0cOffsetResult\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12(\n\x05\x66ound\x18\x03 \x01(\x0b\x32\x17.fluxlog.v1.OffsetFoundH\x00\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x11.fluxlog.v1.ErrorH\x00\x42\x08\n\x06result\"K\n\x0bOffsetFound\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x14\n\x0cleader_epoch\x18\x02 \x01(\x04\x12\x16\n\x0e\x61ppend_time_ms\x18\x03 \x01(\x03\x32\xf3\x02\n\x03Log\x12\x42\n\x07Produce\x12\x1a.fluxlog.v1.ProduceRequest\x1a\x1b.fluxlog.v1.ProduceResponse\x12X\n\rProduceStream\x12 .fluxlog.v1.ProduceStreamRequest\x1a!.fluxlog.v1.ProduceStreamResponse(\x01\x30\x01\x12<\n\x05\x46\x65tch\x12\x18.fluxlog.v1.FetchRequest\x1a\x19.fluxlog.v1.FetchResponse\x12@\n\x06\x46ollow\x12\x19.fluxlog.v1.FollowRequest\x1a\x19.fluxlog.v1.FetchResponse0\x01\x12N\n\x0bListOffsets\x12\x1e.fluxlog.v1.ListOffsetsRequest\x1a\x1f.fluxlog.v1.ListOffsetsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,27 +40,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRODUCERESPONSE']._serialized_start=463
   _globals['_PRODUCERESPONSE']._serialized_end=628
   _globals['_PRODUCESTREAMREQUEST']._serialized_start=630
-  _globals['_PRODUCESTREAMREQUEST']._serialized_end=721
-  _globals['_PRODUCESTREAMRESPONSE']._serialized_start=724
-  _globals['_PRODUCESTREAMRESPONSE']._serialized_end=867
-  _globals['_FETCHREQUEST']._serialized_start=870
-  _globals['_FETCHREQUEST']._serialized_end=1031
-  _globals['_FOLLOWREQUEST']._serialized_start=1033
-  _globals['_FOLLOWREQUEST']._serialized_end=1155
-  _globals['_FETCHRESPONSE']._serialized_start=1158
-  _globals['_FETCHRESPONSE']._serialized_end=1290
-  _globals['_FETCHSTATUS']._serialized_start=1293
-  _globals['_FETCHSTATUS']._serialized_end=1436
-  _globals['_LISTOFFSETSREQUEST']._serialized_start=1438
-  _globals['_LISTOFFSETSREQUEST']._serialized_end=1500
-  _globals['_OFFSETQUERY']._serialized_start=1502
-  _globals['_OFFSETQUERY']._serialized_end=1612
-  _globals['_LISTOFFSETSRESPONSE']._serialized_start=1614
-  _globals['_LISTOFFSETSRESPONSE']._serialized_end=1678
-  _globals['_OFFSETRESULT']._serialized_start=1681
-  _globals['_OFFSETRESULT']._serialized_end=1817
-  _globals['_OFFSETFOUND']._serialized_start=1819
-  _globals['_OFFSETFOUND']._serialized_end=1894
-  _globals['_LOG']._serialized_start=1897
-  _globals['_LOG']._serialized_end=2268
+  _globals['_PRODUCESTREAMREQUEST']._serialized_end=743
+  _globals['_PRODUCESTREAMRESPONSE']._serialized_start=746
+  _globals['_PRODUCESTREAMRESPONSE']._serialized_end=938
+  _globals['_FETCHREQUEST']._serialized_start=941
+  _globals['_FETCHREQUEST']._serialized_end=1102
+  _globals['_FOLLOWREQUEST']._serialized_start=1104
+  _globals['_FOLLOWREQUEST']._serialized_end=1226
+  _globals['_FETCHRESPONSE']._serialized_start=1229
+  _globals['_FETCHRESPONSE']._serialized_end=1361
+  _globals['_FETCHSTATUS']._serialized_start=1364
+  _globals['_FETCHSTATUS']._serialized_end=1507
+  _globals['_LISTOFFSETSREQUEST']._serialized_start=1509
+  _globals['_LISTOFFSETSREQUEST']._serialized_end=1571
+  _globals['_OFFSETQUERY']._serialized_start=1573
+  _globals['_OFFSETQUERY']._serialized_end=1683
+  _globals['_LISTOFFSETSRESPONSE']._serialized_start=1685
+  _globals['_LISTOFFSETSRESPONSE']._serialized_end=1749
+  _globals['_OFFSETRESULT']._serialized_start=1752
+  _globals['_OFFSETRESULT']._serialized_end=1888
+  _globals['_OFFSETFOUND']._serialized_start=1890
+  _globals['_OFFSETFOUND']._serialized_end=1965
+  _globals['_LOG']._serialized_start=1968
+  _globals['_LOG']._serialized_end=2339
 # @@protoc_insertion_point(module_scope)

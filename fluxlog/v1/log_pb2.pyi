@@ -164,8 +164,11 @@ class ProduceStreamRequest(_message.Message):
 
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    ACCEPTS_MORE_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.int
     """Chosen by the client, returned with the answer."""
+    accepts_more: _builtins.bool
+    """The client reads ProduceStreamResponse.more. Once is enough: it holds for the rest of the stream."""
     @_builtins.property
     def request(self) -> Global___ProduceRequest: ...
     def __init__(
@@ -173,10 +176,11 @@ class ProduceStreamRequest(_message.Message):
         *,
         correlation_id: _builtins.int = ...,
         request: Global___ProduceRequest | None = ...,
+        accepts_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_id", b"correlation_id", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_more", b"accepts_more", "correlation_id", b"correlation_id", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,21 +193,29 @@ class ProduceStreamResponse(_message.Message):
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     correlation_id: _builtins.int
     @_builtins.property
     def committed(self) -> Global___ProduceResponse: ...
     @_builtins.property
     def error(self) -> _errors_pb2.Error: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProduceStreamResponse]:
+        """Answers to other requests, which were there at the same time; they have no `more` of their own. Only on a stream
+        whose client has said `accepts_more`: one message for many answers spares both sides most of what an answer costs.
+        """
+
     def __init__(
         self,
         *,
         correlation_id: _builtins.int = ...,
         committed: Global___ProduceResponse | None = ...,
         error: _errors_pb2.Error | None = ...,
+        more: _abc.Iterable[Global___ProduceStreamResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "error", b"error", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "correlation_id", b"correlation_id", "error", b"error", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "correlation_id", b"correlation_id", "error", b"error", "more", b"more", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["committed", "error"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from grpc import aio
 
 from fluxlog.batch import encode_batch
-from fluxlog.framing import encode_produce
+from fluxlog.framing import answers_of, encode_produce, encode_stream_request
 from fluxlog.v1 import log_pb2
 from tests.bench.usage import Meter, Usage
 
@@ -164,11 +164,11 @@ async def _feed(run: _Run, address: str, partitions: Sequence[int]) -> None:
 
         async def read() -> None:
             async for data in call:
-                response = log_pb2.ProduceStreamResponse.FromString(data)
-                if not response.HasField("committed"):
-                    raise RuntimeError(f"{address} refused a batch: {response.error.reason} {response.error.message}")
-                run.acked(time.perf_counter() - sent.pop(response.correlation_id))
-                room.release()
+                for answer in answers_of(log_pb2.ProduceStreamResponse.FromString(data)):
+                    if not answer.HasField("committed"):
+                        raise RuntimeError(f"{address} refused a batch: {answer.error.reason} {answer.error.message}")
+                    run.acked(time.perf_counter() - sent.pop(answer.correlation_id))
+                    room.release()
 
         reader = asyncio.ensure_future(read())
         reader.add_done_callback(lambda _: room.release())  # the writer must not wait for answers that nobody reads
@@ -195,22 +195,7 @@ def _request(run: _Run, producer: _Producer, number: int) -> bytes:
     batch = encode_batch(values, producer_id=producer.producer_id, base_sequence=producer.next_sequence)
     producer.next_sequence += len(values)
     request = encode_produce(run.load.topic, producer.partition, batch)
-    return stream_message(number, request)
-
-
-def stream_message(number: int, request: bytes) -> bytes:
-    """An encoded ProduceStreamRequest around an encoded ProduceRequest."""
-    head = log_pb2.ProduceStreamRequest(correlation_id=number).SerializeToString()
-    return b"".join((head, b"\x12", _varint(len(request)), request))
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return encode_stream_request(number, request)
 
 
 async def lone_requests(address: str, method: str, request: bytes, *, count: int, per_second: float) -> list[float]:

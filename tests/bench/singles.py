@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from grpc import aio
 
 from fluxlog.batch import encode_batch
-from fluxlog.framing import encode_produce
+from fluxlog.framing import answers_of, encode_produce, encode_stream_request
 from fluxlog.v1 import log_pb2
-from tests.bench.load import STREAM, UNARY, open_channel, stream_message
+from tests.bench.load import STREAM, UNARY, open_channel
 from tests.bench.usage import Meter, Usage
 
 CONCURRENT = 100
@@ -66,12 +66,17 @@ async def stream(
 ) -> Answered:
     """One stream, STREAM_IN_FLIGHT messages in flight."""
 
-    def check(data: bytes) -> None:
+    def check(data: bytes) -> int:
         response = log_pb2.ProduceStreamResponse.FromString(data)
-        if not response.HasField("committed"):
-            raise RuntimeError(f"{address} refused a record: {response.error.reason} {response.error.message}")
+        for answer in answers_of(response):
+            if not answer.HasField("committed"):
+                raise RuntimeError(f"{address} refused a record: {answer.error.reason} {answer.error.message}")
+        return 1 + len(response.more)
 
-    return await _stream(address, method, lambda number: stream_message(number, request), check, processes, seconds)
+    def message(number: int) -> bytes:
+        return encode_stream_request(number, request)
+
+    return await _stream(address, method, message, check, processes, seconds)
 
 
 async def bare_stream(
@@ -79,14 +84,14 @@ async def bare_stream(
 ) -> Answered:
     """The same with a server that does nothing."""
     message = bytes(size)
-    return await _stream(address, method, lambda _: message, lambda _: None, processes, seconds)
+    return await _stream(address, method, lambda _: message, lambda _: 1, processes, seconds)
 
 
 async def _stream(
     address: str,
     method: str,
     message: Callable[[int], bytes],
-    check: Callable[[bytes], None],
+    answers: Callable[[bytes], int],
     processes: Mapping[str, int],
     seconds: float,
 ) -> Answered:
@@ -102,13 +107,13 @@ async def _stream(
                 await call.write(message(number))
 
         async def read() -> None:
-            for number in itertools.count():
-                data = await call.read()
-                if data is aio.EOF:
-                    raise RuntimeError(f"{address} ended the stream")
-                check(data)  # type: ignore[arg-type]
-                answered.latencies_s.append(time.perf_counter() - sent[number])
-                room.release()
+            number = 0
+            while (data := await call.read()) is not aio.EOF:
+                for _ in range(answers(data)):  # type: ignore[arg-type]
+                    answered.latencies_s.append(time.perf_counter() - sent[number])
+                    room.release()
+                    number += 1
+            raise RuntimeError(f"{address} ended the stream")
 
         tasks = [asyncio.ensure_future(w) for w in (write(), read(), _measure(answered, processes, seconds))]
         try:

@@ -9,6 +9,7 @@ from grpc import aio
 
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.status import error_from_message
+from fluxlog.framing import answers_of
 from fluxlog.v1 import log_pb2
 from tests.cluster.calls import SimCall
 from tests.cluster.scene import LOG, Client, failure_of
@@ -35,7 +36,8 @@ class Stream:
         number = self._last
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        message = log_pb2.ProduceStreamRequest(correlation_id=number, request=request)
+        # Not with the first one: streams with a request or two get an answer each.
+        message = log_pb2.ProduceStreamRequest(correlation_id=number, request=request, accepts_more=number > 2)
         try:
             async with asyncio.timeout(timeout_s):
                 await call.write(message.SerializeToString())
@@ -61,7 +63,10 @@ class Stream:
                 future.set_result(FluxError(Reason.OUTCOME_UNKNOWN, failure.message))
 
     def _take(self, data: Any) -> None:
-        response = log_pb2.ProduceStreamResponse.FromString(data)
+        for response in answers_of(log_pb2.ProduceStreamResponse.FromString(data)):
+            self._take_one(response)
+
+    def _take_one(self, response: log_pb2.ProduceStreamResponse) -> None:
         future = self._waiting.get(response.correlation_id)
         answer: Answer = response.committed
         if not response.HasField("committed"):

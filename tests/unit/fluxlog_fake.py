@@ -119,6 +119,8 @@ class FakeCluster:
         """(node, offset) of each Follow."""
         self.ignorant: set[int] = set()
         """Nodes that have not heard of any topic yet."""
+        self.answers_together = 1
+        """So many requests of one ProduceStream are answered by one message, when they have all come."""
         self.requests: list[tuple[int, bytes, int]] = []
         self.addresses: dict[int, str] = {}
         self._servers: dict[int, grpc.Server] = {}
@@ -235,7 +237,19 @@ class _Log:
     def ProduceStream(
         self, request_iterator: Iterator[log_pb2.ProduceStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[log_pb2.ProduceStreamResponse]:
+        together: list[log_pb2.ProduceStreamResponse] = []
+        for answer in self._answers(request_iterator, context):
+            together.append(answer)
+            if len(together) == self._cluster.answers_together:
+                together[0].more.extend(together[1:])
+                yield together[0]
+                together = []
+
+    def _answers(
+        self, request_iterator: Iterator[log_pb2.ProduceStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[log_pb2.ProduceStreamResponse]:
         for item in request_iterator:
+            assert item.accepts_more or self._cluster.answers_together == 1
             try:
                 response, fault = self._cluster.produce(item.request)
             except FakeError as error:

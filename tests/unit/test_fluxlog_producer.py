@@ -53,6 +53,18 @@ def test_a_record_is_acknowledged_with_its_place(cluster: FakeCluster) -> None:
     assert cluster.topics["t"][1].values == [b"a", None]
 
 
+def test_one_message_answers_several_batches(cluster: FakeCluster) -> None:
+    """The library asks for it (`accepts_more`) and finds each batch's own answer."""
+    cluster.answers_together = 2
+
+    async def scene(producer: Producer) -> None:
+        both = [producer.send("t", b"%d" % partition, partition=partition) for partition in range(2)]
+        delivered = await asyncio.gather(*both)
+        assert [(each.partition, each.offset) for each in delivered] == [(0, 0), (1, 0)]
+
+    play(cluster, scene)
+
+
 def test_records_of_many_tasks_share_batches_and_keep_each_tasks_order(cluster: FakeCluster) -> None:
     async def scene(producer: Producer) -> None:
         async def one(name: int) -> list[int]:

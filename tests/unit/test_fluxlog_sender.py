@@ -74,6 +74,17 @@ def test_acknowledged_batches_come_back_in_order_with_dense_offsets(start: START
     assert set(run.outcomes()) == {Outcome.COMMITTED}
 
 
+def test_one_message_answers_several_batches(start: START) -> None:
+    """The library asks for it (`accepts_more`) and finds each batch's own answer."""
+    run = start()
+    run.cluster.answers_together = 2
+    run.sender.send(0, [b"a"], context="a")
+    run.sender.send(1, [b"b"], context="b")
+    assert run.sender.flush(10)
+    assert {result.context: result.base_offset for result in run.results} == {"a": 0, "b": 0}
+    assert set(run.outcomes()) == {Outcome.COMMITTED}
+
+
 @pytest.mark.parametrize(
     "fault",
     [

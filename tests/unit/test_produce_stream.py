@@ -15,6 +15,7 @@ from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import Offset, Term
 from fluxd.raft.proposal import Append, Committed
 from fluxd.rpc.produce_stream import ProduceStream
+from fluxlog.framing import answers_of
 from fluxlog.v1 import log_pb2
 from tests.unit.broker_fakes import Clock
 from tests.unit.broker_lone import batch, lone, produce_call
@@ -51,6 +52,39 @@ def test_all_are_answered_before_the_stream_ends(tmp_path: Path) -> None:
             assert answers[9].error.reason == Reason.INVALID_ARGUMENT.value
             assert len(answers) == 5
             assert node.admission.bytes_admitted == 0
+
+    asyncio.run(run())
+
+
+def test_answers_that_wait_together_leave_together_where_the_client_reads_them() -> None:
+    """One message for all that were there when it was made, each answer once, at most 256; from the request on that
+    says so."""
+
+    async def run() -> None:
+        late: list[Callable[[ProduceAnswer], None]] = []
+
+        def start(_: ProduceCall, answered: Callable[[ProduceAnswer], None]) -> bool:
+            late.append(answered)
+            return True
+
+        async def requests(count: int, *, accepts_more: bool) -> AsyncIterator[bytes]:
+            for number in range(count):
+                said = accepts_more and number == 1
+                yield log_pb2.ProduceStreamRequest(correlation_id=number, accepts_more=said).SerializeToString()
+            for answered in late:
+                answered(log_pb2.ProduceResponse(base_offset=7))
+            late.clear()
+
+        async def numbers(count: int, *, accepts_more: bool = False) -> list[list[int]]:
+            producing = cast(Producing, SimpleNamespace(start=start))
+            stream = ProduceStream(lambda: producing, "client", forwarded=False)
+            messages = await _collect(stream, requests(count, accepts_more=accepts_more))
+            assert not any(answer.more for message in messages for answer in message.more)
+            return [[answer.correlation_id for answer in answers_of(message)] for message in messages]
+
+        assert await numbers(3) == [[0], [1], [2]]
+        assert await numbers(3, accepts_more=True) == [[0, 1, 2]]
+        assert await numbers(300, accepts_more=True) == [list(range(256)), list(range(256, 300))]
 
     asyncio.run(run())
 

@@ -59,7 +59,7 @@ def test_any_bytes_parse_or_are_invalid(raw: bytes) -> None:
 @given(st.integers(0, 2**64 - 1), st.binary(max_size=300))
 def test_stream_requests_round_trip(number: int, request: bytes) -> None:
     """What is built for the hop is what the generated class would write, and comes apart again."""
-    assert parse_stream_request(_stream_request(number, request)) == (number, request)
+    assert parse_stream_request(_stream_request(number, request)) == (number, request, True)
 
 
 def test_stream_request_is_the_generated_one() -> None:
