@@ -70,10 +70,11 @@ def _replica_text(replica: admin_pb2.ReplicaDescription) -> str:
     """ "2: in sync, heard 12 ms ago" or "3: 40 entries behind, heard 3.2 s ago, unreachable"."""
     if replica.state in (admin_pb2.REPLICA_STATE_UNADMITTED, admin_pb2.REPLICA_STATE_FAILED):
         return f"{replica.node_id}: {_STATES[replica.state]}"  # what the leader knew of it last says nothing of now
-    behind = f"{replica.lag_entries} entries behind" if replica.lag_entries else "had everything"
-    parts = ["in sync" if replica.in_sync else behind]
-    heard = milliseconds(replica.last_heard_ms if replica.HasField("last_heard_ms") else None)
-    parts.append("never heard" if heard == "never" else f"heard {heard} ago")
+    if replica.HasField("last_heard_ms"):
+        behind = f"{replica.lag_entries} entries behind" if replica.lag_entries else "had everything"
+        parts = ["in sync" if replica.in_sync else behind, f"heard {milliseconds(replica.last_heard_ms)} ago"]
+    else:  # no leader tells of it
+        parts = ["not heard yet"]
     if replica.state not in (admin_pb2.REPLICA_STATE_FOLLOWER, admin_pb2.REPLICA_STATE_UNSPECIFIED):
         parts.append(_STATES[replica.state])
     return f"{replica.node_id}: {', '.join(parts)}"

@@ -29,6 +29,8 @@ def problems_of(cluster: admin_pb2.DescribeClusterResponse, *, nodes_expected: i
             heard = milliseconds(node.last_heard_ms if node.HasField("last_heard_ms") else None)
             since = "never heard from" if heard == "never" else f"last heard {heard} ago"
             out.append(f"node {node.node_id} at {node.address} is down ({since})")
+        elif node.why:
+            out.append(f"node {node.node_id}: {node.why}")
     if len(cluster.nodes) < nodes_expected:
         out.append(f"{plural(len(cluster.nodes), 'node')} of {nodes_expected} known")
     if cluster.leaderless_partitions:

@@ -57,6 +57,7 @@ def node_data(node: admin_pb2.NodeDescription) -> dict[str, object]:
         "process_id": node.process_id or None,
         "version": node.version,
         "allows_remote_stop": node.allows_remote_stop,
+        "why": node.why,
     }
 
 
@@ -79,6 +80,9 @@ def list_nodes(context: typer.Context, output: Output = OutputFormat.TABLE) -> N
         emit([node_data(node) for node in cluster.nodes], output)
         return
     session.out.print(node_table(cluster))
+    for node in cluster.nodes:
+        if node.why:
+            session.out.print(f"  node {node.node_id}: {node.why}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -22,6 +22,9 @@ from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2
 
 _OUT = (Role.UNADMITTED, Role.FAILED)
+_DISK_FULL = (
+    f"its disk has less than {limits.DISK_RESERVE_BYTES // limits.MIB} MiB left; what it leads takes no records"
+)
 
 
 class Replica(Protocol):
@@ -106,9 +109,17 @@ class ClusterView:
 
     Args:
         groups: this node's replicas by group; the host's table, read live.
+        disk_full: only the reserve of free space is left here.
     """
 
-    def __init__(self, reactor: Reactor, local: LocalNode, groups: Mapping[GroupId, Replica]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        local: LocalNode,
+        groups: Mapping[GroupId, Replica],
+        *,
+        disk_full: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.local = local
         self.cluster_id = ""
         """Empty until the cluster is founded or joined."""
@@ -117,6 +128,7 @@ class ClusterView:
         """Replicas of this node that were admitted after a copy and wait to be bound to its directory."""
         self._reactor = reactor
         self._groups = groups
+        self._disk_full = disk_full
         self._peers: dict[NodeId, _Peer] = {}
         self._told: dict[GroupId, tuple[Term, NodeId]] = {}
         self._watchers: list[Callable[[GroupId], None]] = []
@@ -259,6 +271,13 @@ class ClusterView:
         trouble = peer.troubles.get(group_id) if peer else None
         return trouble.why if trouble is not None and trouble.takes_part else ""
 
+    def node_why(self, node_id: NodeId) -> str:
+        """What is wrong with a node as a whole although it is up; empty: nothing is known."""
+        if node_id == self.local.node_id:
+            return _DISK_FULL if self._disk_full() else ""
+        peer = self._peers.get(node_id)
+        return peer.status.why if peer is not None and peer.status is not None else ""
+
     def on_status(self, listener: Callable[[peer_pb2.NodeStatus], None]) -> None:
         """Call after each status of a node, this one included."""
         self._status_listeners.append(listener)
@@ -273,6 +292,7 @@ class ClusterView:
             process_id=local.process_id,
             version=local.version,
             allows_remote_stop=local.allows_remote_stop,
+            why=self.node_why(local.node_id),
         )
         for group_id, group in self._groups.items():
             leading = leader_status(group)

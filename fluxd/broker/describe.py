@@ -140,8 +140,9 @@ def _replica(
         out.why = f"{trouble[0].value}: {trouble[1]}"
     elif damage := view.damage(group_id, node):
         out.why = damage
-    elif follower is not None and not follower.in_sync:
-        out.why = _behind(out)
+    else:
+        behind = _behind(out) if follower is not None and not follower.in_sync else ""
+        out.why = _listed(filter(None, (behind, view.node_why(node))))
     return out
 
 
@@ -255,6 +256,8 @@ def _node(view: ClusterView, node_id: NodeId, leaders: int, replicas: int) -> ad
         leader_partitions=leaders,
         replica_partitions=replicas,
     )
+    if out.state == admin_pb2.NODE_STATE_UP:
+        out.why = view.node_why(node_id)
     silence_s = view.silence_s(node_id)
     if silence_s is not None:
         out.last_heard_ms = round(silence_s * 1000)

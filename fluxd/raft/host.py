@@ -204,8 +204,8 @@ class Host(Replicas):
             full = self._fs.free_bytes() < limits.DISK_RESERVE_BYTES
         except OSError:
             return  # whoever writes will find out
-        if full != self._disk_full:
-            self._disk_full = full
+        if full != self.disk_full:
+            self.disk_full = full
             self._log_event("disk_filled" if full else "disk_has_room_again", node=self.node_id)
 
     def _notice_stall(self) -> None:

@@ -75,7 +75,8 @@ class Replicas(ABC):
         self._reactor, self._fs, self._votes, self._votes_why = reactor, fs, votes, votes_why
         self._transport, self._log_event = transport, log_event
         self._stopped = False
-        self._disk_full = False
+        self.disk_full = False
+        """Only the reserve of free space is left."""
         self._reopening: set[GroupId] = set()
         self._backoffs: dict[GroupId, Backoff] = {}
         self._copy_pace, self._campaigns, self._tails = CopyPace(reactor), Campaigns(reactor.now), TailBudget()
@@ -175,7 +176,7 @@ class Replicas(ABC):
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
             enter=self._enter, read_failed=self._leaving.read_failed, heartbeats=self.heartbeats,
-            campaigns=self._campaigns, disk_full=lambda: self._disk_full,
+            campaigns=self._campaigns, disk_full=lambda: self.disk_full,
         )  # fmt: skip
         group = Group(spec, opened.log, opened.producers, opened.log_start, context)
         self._catching_up.watch(group, begun=opened.copy_begun)
@@ -238,7 +239,7 @@ class Replicas(ABC):
         assert self._votes is not None
         return CopyContext(
             self._reactor, self._fs, self._transport, self._votes, self._log_event, sync_votes=self._sync_votes,
-            bind=self.bind, pace=self._copy_pace, finished=finished, disk_full=lambda: self._disk_full,
+            bind=self.bind, pace=self._copy_pace, finished=finished, disk_full=lambda: self.disk_full,
         )  # fmt: skip
 
     def _replace(self, group: Group, decide: Callable[[], None]) -> None:

@@ -752,6 +752,7 @@ class NodeDescription(_message.Message):
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ALLOWS_REMOTE_STOP_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     address: _builtins.str
     """"host:port" for clients."""
@@ -765,6 +766,8 @@ class NodeDescription(_message.Message):
     version: _builtins.str
     """fluxd version."""
     allows_remote_stop: _builtins.bool
+    why: _builtins.str
+    """In words, when something is wrong with it although it is up: its disk is full but for the reserve."""
     def __init__(
         self,
         *,
@@ -777,10 +780,11 @@ class NodeDescription(_message.Message):
         process_id: _builtins.int = ...,
         version: _builtins.str = ...,
         allows_remote_stop: _builtins.bool = ...,
+        why: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms", "last_heard_ms", b"last_heard_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms", "address", b"address", "allows_remote_stop", b"allows_remote_stop", "last_heard_ms", b"last_heard_ms", "leader_partitions", b"leader_partitions", "node_id", b"node_id", "process_id", b"process_id", "replica_partitions", b"replica_partitions", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms", "address", b"address", "allows_remote_stop", b"allows_remote_stop", "last_heard_ms", b"last_heard_ms", "leader_partitions", b"leader_partitions", "node_id", b"node_id", "process_id", b"process_id", "replica_partitions", b"replica_partitions", "state", b"state", "version", b"version", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_heard_ms: _TypeAlias = _typing.Literal["last_heard_ms"]  # noqa: Y015
     _WhichOneofArgType__last_heard_ms: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms"]  # noqa: Y015

@@ -108,9 +108,11 @@ def test_a_leader_on_a_full_disk_refuses_and_goes_on(tmp_path: Path) -> None:
         lead(cluster, 2)
         ballast = fill(cluster.node(2), leave=10 * _MIB)
         wait_until(lambda: refusal(cluster.node(1)) == "DISK_FULL", "DISK_FULL is said")
+        wait_until(lambda: "node 2: its disk has less than 64 MiB left" in why(cluster.node(3)), "others know why")
         assert len(fetch_values(cluster.node(2), "orders")) >= 10
         ballast.unlink()
         wait_until(lambda: refusal(cluster.node(1)) == "", "records are taken again")
+        wait_until(lambda: "all is well" in why(cluster.node(3)), "others know that, too")
         assert [value for value in fetch_values(cluster.node(2), "orders") if value != b"more"] == [
             b"%d" % number for number in range(writer.acknowledged)
         ]

@@ -164,7 +164,8 @@ class Cluster:
     def __init__(self, nodes: Sequence[int] = (1, 2, 3)) -> None:
         self.clock = Clock()
         self.groups: dict[GroupId, FakeGroup] = {}
-        self.view = ClusterView(self.clock.reactor, local_node(), self.groups)
+        self.disk_full = False
+        self.view = ClusterView(self.clock.reactor, local_node(), self.groups, disk_full=lambda: self.disk_full)
         self.metadata = Metadata(nodes)
         self.view.image = self.metadata.image
 
@@ -184,6 +185,7 @@ class Cluster:
         node: int,
         *leading: peer_pb2.LeaderStatus,
         troubles: Sequence[peer_pb2.ReplicaTrouble] = (),
+        why: str = "",
     ) -> None:
         """Another node's status arrives."""
         self.view.observe_status(
@@ -195,6 +197,7 @@ class Cluster:
                 version="0.1.0",
                 leading=leading,
                 troubles=troubles,
+                why=why,
             )
         )
 

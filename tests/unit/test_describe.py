@@ -192,3 +192,23 @@ def test_damage_of_replicas_that_take_part_is_told() -> None:
     status = cluster.view.local_status()
     assert [(t.why, t.takes_part, t.failed) for t in status.troubles] == [("its log is damaged: 2.seg", True, False)]
     assert len(status.leading) == 1
+
+
+def test_a_node_whose_disk_is_full_but_for_the_reserve_is_told() -> None:
+    """Of this node and of another one, until there is room; who is also behind is said to be behind, too."""
+    cluster, group_id = with_partition(1, 2, 3)
+    group = lead_here(cluster, group_id)
+    cluster.disk_full = True
+    assert describe(cluster, group_id).why.startswith("node 1: its disk has less than 64 MiB left")
+    assert "64 MiB" in cluster.view.local_status().why
+    assert "64 MiB" in cluster_description(cluster.view).nodes[0].why
+    cluster.disk_full = False
+    cluster.tell(2, why="its disk has less than 64 MiB left")
+    assert describe(cluster, group_id).why == "node 2: its disk has less than 64 MiB left"
+    group.in_sync, group.durable = {3}, {2: group.last_index - 5}
+    said = describe(cluster, group_id).why
+    assert said == "out of sync: node 2: 5 entries behind, last heard 0.0 s ago; its disk has less than 64 MiB left"
+    assert [node.why for node in cluster_description(cluster.view).nodes][1] == "its disk has less than 64 MiB left"
+    cluster.tell(2)
+    cluster.clock.advance(limits.NODE_DOWN_AFTER + 0.1)
+    assert not cluster_description(cluster.view).nodes[1].why
