@@ -310,7 +310,9 @@ class Node:
         """As the founding says it, or what this directory remembers of a later binding."""
         own = self._me.directory_id
         bound = own if self._directory.meta.metadata_bound else metadata.directory_of(self._me.node_id) or b""
-        return GroupSpec(METADATA_GROUP, metadata.generation, metadata.voters, bound)
+        return GroupSpec(
+            METADATA_GROUP, metadata.generation, metadata.voters, bound, segment_bytes=limits.METADATA_SEGMENT_BYTES
+        )
 
     def _build_data_path(self, currency: MetadataCurrency, controller: Controller | None) -> Coordinators:
         routes = Routes(self._view, self._host.groups, currency.confirm, self._links.is_connected)

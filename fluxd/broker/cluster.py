@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from fluxd.core import limits
-from fluxd.core.metadata import Image, Topic
+from fluxd.core.metadata import COMMAND_VERSION, Image, Topic
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset, Term
 from fluxd.raft.spec import Role
@@ -293,6 +293,7 @@ class ClusterView:
             version=local.version,
             allows_remote_stop=local.allows_remote_stop,
             why=self.node_why(local.node_id),
+            metadata_version=COMMAND_VERSION,
         )
         for group_id, group in self._groups.items():
             leading = leader_status(group)

@@ -6,7 +6,7 @@ a controller that was replaced in between cannot do harm: the command is then re
 every node.
 
 Nodes are registered here too, from what they tell: a new node, a changed address, another data directory; and replicas
-that were copied are bound to the directory that they are in.
+that were copied are bound to the directory that they are in. The log is kept short (`MetadataTrimming`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fluxd.broker.cluster import ClusterView
+from fluxd.broker.log_trimming import Done
 from fluxd.broker.metadata import CommittedLog, MetadataFollower
+from fluxd.broker.metadata_trimming import MetadataTrimming
 from fluxd.core import limits
 from fluxd.core.batch import batch_from_records
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
@@ -39,7 +41,7 @@ from fluxd.core.runtime import Reactor
 from fluxd.core.types import OFFSETS_TOPIC, GroupId, NodeId, Offset
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.raft.spec import Role
-from fluxlog.v1 import admin_pb2, metadata_pb2, peer_pb2, record_pb2
+from fluxlog.v1 import admin_pb2, metadata_pb2, peer_pb2, record_pb2, state_pb2
 
 COMMAND_BYTES_MAX = limits.BATCH_BYTES_MAX - limits.KIB
 """A command is one record of one batch."""
@@ -56,7 +58,10 @@ class MetadataGroup(CommittedLog, Protocol):
     def role(self) -> Role: ...
     @property
     def high_watermark(self) -> Offset: ...
+    @property
+    def log_start_offset(self) -> Offset: ...
     def submit(self, append: Append) -> None: ...
+    def trim(self, log_start_offset: Offset, done: Done) -> None: ...
     def read_index(self, done: Callable[[FluxError | None], None]) -> None: ...
 
 
@@ -86,6 +91,7 @@ class Controller:
         view.on_status(self._register)
         view.on_status(self._bind_replicas)
         group.on_role.append(lambda: reactor.call_soon(self.register_nodes))
+        self._trimming = MetadataTrimming(reactor, view, follower, group, self._append_chunk)
 
     # ---- topics
 
@@ -296,6 +302,12 @@ class Controller:
         if result is None:
             raise InvariantViolation(f"metadata command at offset {answer.base_offset} was applied and left no result")
         return result
+
+    def _append_chunk(self, chunk: state_pb2.StateChunk, done: Done) -> None:
+        def appended(answer: AppendResult) -> None:
+            done(answer if isinstance(answer, FluxError) else None)
+
+        self._group.submit(self._append(self._commands.state_chunk(chunk), appended))
 
     def _append(self, command: metadata_pb2.MetadataCommand, done: Callable[[AppendResult], None]) -> Append:
         value = command.SerializeToString()

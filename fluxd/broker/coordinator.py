@@ -19,7 +19,8 @@ from fluxd.broker.coordinator_assigning import Assigning, Topics
 from fluxd.broker.coordinator_log import Applied, CoordinatorLog, OffsetsReplica
 from fluxd.broker.coordinator_revocations import Revocations
 from fluxd.broker.coordinator_session import Session
-from fluxd.broker.coordinator_trimming import LogTrimming
+from fluxd.broker.coordinator_trimming import GroupsStateLog
+from fluxd.broker.log_trimming import LogTrimming
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.group_commands import GroupCommands
@@ -62,7 +63,7 @@ class Coordinator:
         """Topics that are not there were deleted, rather than not heard of yet."""
         self._sessions: dict[MemberKey, Session] = {}
         self._lapses: dict[MemberKey, tuple[float, Timer]] = {}
-        self._trimming = LogTrimming(reactor, self.log, self.commands)
+        self._trimming = LogTrimming(reactor, GroupsStateLog(self.log, self.commands))
         self._revocations = Revocations(reactor, self._take_overdue)
         self._owned: dict[str, tuple[int, dict[bytes, dict[PartitionId, Ownership]]]] = {}
         """Per group: generation, and what each member owns in it."""

@@ -22,7 +22,7 @@ from fluxd.broker.metadata import ReadableLog
 from fluxd.core import limits
 from fluxd.core.batch import batch_from_records, records_from_frames
 from fluxd.core.errors import CorruptDataError, FluxError, Reason
-from fluxd.core.group_snapshot import StateSearch
+from fluxd.core.group_snapshot import restore
 from fluxd.core.groups import (
     GroupResult,
     GroupsState,
@@ -31,11 +31,12 @@ from fluxd.core.groups import (
     decode_group_command,
 )
 from fluxd.core.runtime import Reactor
+from fluxd.core.state_chunks import StateSearch
 from fluxd.core.types import GroupId as PartitionId
 from fluxd.core.types import Offset, RaftIndex, Term
 from fluxd.raft.proposal import Append, AppendResult
 from fluxd.raft.spec import Role
-from fluxlog.v1 import group_log_pb2, record_pb2
+from fluxlog.v1 import group_log_pb2, record_pb2, state_pb2
 
 _READ_AGAIN = 0.5
 """Seconds after an error of the disk."""
@@ -270,8 +271,8 @@ class CoordinatorLog:
             for record in records:
                 if self._search is None:
                     self._apply(record)
-                elif (state := self._search.look(decode_group_command(record.value))) is not None:
-                    self.state, self._search = state, None  # what follows it was not applied yet: read it again
+                elif (found := self._search.look(_chunk_of(record))) is not None:
+                    self.state, self._search = restore(found), None  # what follows it was not applied yet: read again
                     break
         except (CorruptDataError, UnknownGroupCommand) as error:
             self._fail(error)
@@ -297,3 +298,8 @@ class CoordinatorLog:
         if not self._stopped:
             self.stop()
             self.replica.fail(f"the groups' log cannot be applied: {error}")
+
+
+def _chunk_of(record: record_pb2.Record) -> state_pb2.StateChunk | None:
+    command = decode_group_command(record.value)
+    return command.state_chunk if command.HasField("state_chunk") else None

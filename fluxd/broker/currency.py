@@ -104,8 +104,9 @@ class MetadataCurrency:
                 try:
                     await self._fetch_once()
                 except FluxError as error:
-                    log.debug("metadata_fetch_failed", reason=error.reason.name, message=error.message)
-                    await asyncio.sleep(_RETRY_AFTER)
+                    if not self._is_trimmed(error):
+                        log.debug("metadata_fetch_failed", reason=error.reason.name, message=error.message)
+                        await asyncio.sleep(_RETRY_AFTER)
             self._follower.follow(group)
 
     async def _own_replica_out(self) -> None:
@@ -147,7 +148,7 @@ class MetadataCurrency:
 
     async def _fetch_once(self) -> None:
         request = log_pb2.FetchRequest(
-            topic=METADATA_TOPIC, offset=self._follower.applied_offset, max_wait_ms=_FETCH_WAIT_MS, as_records=True
+            topic=METADATA_TOPIC, offset=self._follower.position, max_wait_ms=_FETCH_WAIT_MS, as_records=True
         )
         answer = await self._calls.unary(
             self._controller(),
@@ -157,6 +158,13 @@ class MetadataCurrency:
             writes=False,
         )
         self._follower.feed(log_pb2.FetchResponse.FromString(answer).records)
+
+    def _is_trimmed(self, error: FluxError) -> bool:
+        """What the follower would read next is gone: from now on it looks for the state behind it."""
+        before = self._follower.position
+        if error.reason is Reason.OFFSET_OUT_OF_RANGE:
+            self._follower.begin_behind(Offset(int(error.metadata.get("log_start_offset", "0"))))
+        return self._follower.position > before
 
     def _controller(self) -> NodeId:
         hint = self._view.controller()

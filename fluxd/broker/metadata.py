@@ -1,7 +1,9 @@
 """Follows the metadata log: applies committed commands in order and tells who listens.
 
-The log is read from its beginning at each start (there is no snapshot yet), from this node's own replica or, on a node
-that has none that takes part, from records that are fetched from another node (`feed`). Listeners are told when all
+The log is read from its start at each start of the node, from this node's own replica or, on a node that has none that
+takes part, from records that are fetched from another node (`feed`). Where its first records were trimmed, the state
+that stands for them is found in it first (`state_chunks`): so at a start, and when the log start overtakes a follower
+that was away. Listeners are told when all
 that is known to be committed is applied, not at each command: what was created and deleted long ago is not built up and
 torn down at every start.
 
@@ -20,9 +22,11 @@ from fluxd.core import limits
 from fluxd.core.batch import records_from_frames
 from fluxd.core.errors import CorruptDataError, FluxError, Reason
 from fluxd.core.metadata import Image, UnknownCommand, apply, decode_command
+from fluxd.core.metadata_snapshot import restore
 from fluxd.core.runtime import Reactor
+from fluxd.core.state_chunks import StateSearch
 from fluxd.core.types import Offset, RaftIndex
-from fluxlog.v1 import record_pb2
+from fluxlog.v1 import metadata_pb2, record_pb2
 
 _READ_AGAIN = 0.5
 """Seconds after an error of the disk."""
@@ -44,6 +48,8 @@ class CommittedLog(Protocol):
     def log(self) -> ReadableLog: ...
     @property
     def commit_index(self) -> RaftIndex: ...
+    @property
+    def log_start_offset(self) -> Offset: ...
     @property
     def high_watermark(self) -> Offset: ...
     def read_failed(self, error: BaseException) -> None: ...
@@ -71,11 +77,15 @@ class MetadataFollower:
         self.image = image
         self.applied_offset = Offset(0)
         """First offset of the metadata log that is not applied: exclusive."""
+        self.bytes_behind_state = 0
+        """Of commands applied since the last chunk of a state, or since the log's beginning."""
         self.listeners: list[Callable[[Change], None]] = []
         """Called on the loop, in order, with each change."""
         self._reactor = reactor
         self._on_fatal = on_fatal
         self._group: CommittedLog | None = None
+        self._search: StateSearch | None = None
+        """The log's first records are gone: the state is found in it first."""
         self._turn = 0
         """Of following a replica: what was being read in an earlier one does not count."""
         self._told = image
@@ -99,8 +109,18 @@ class MetadataFollower:
         if group is not None:
             group.on_commit.remove(self._wake)
 
+    @property
+    def position(self) -> Offset:
+        """Of the record to be read next."""
+        return self.applied_offset if self._search is None else self._search.position
+
+    def begin_behind(self, log_start_offset: Offset) -> None:
+        """The log's records before this offset are gone."""
+        if self.position < log_start_offset:
+            self._search = StateSearch(log_start_offset)
+
     def feed(self, records: Sequence[record_pb2.Record]) -> None:
-        """Apply committed records that were fetched from another node, beginning at `applied_offset`.
+        """Apply committed records that were fetched from another node, beginning at `position`.
 
         Only where no replica is followed.
         """
@@ -146,13 +166,14 @@ class MetadataFollower:
         if self._stopped or group is None:
             self._busy = False
             return
-        if self.applied_offset >= group.high_watermark:
+        self.begin_behind(group.log_start_offset)
+        if self.position >= group.high_watermark:
             self._busy = False
             self._tell()
             return
         try:
             plan = group.log.plan_read(
-                self.applied_offset, max_bytes=limits.METADATA_READ_BYTES, end_index=group.commit_index
+                self.position, max_bytes=limits.METADATA_READ_BYTES, end_index=group.commit_index
             )
         except (OSError, CorruptDataError) as error:
             self._read_failed(error)
@@ -169,7 +190,9 @@ class MetadataFollower:
         def done(error: BaseException | None) -> None:
             if turn != self._turn:
                 return  # the replica was left while it was being read
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and self._group and self.position < self._group.log_start_offset:
+                self._step_soon()  # it was trimmed while it was being read
+            elif isinstance(error, Exception):
                 self._read_failed(error)
             elif error is not None:
                 raise error
@@ -189,30 +212,45 @@ class MetadataFollower:
         self._reactor.call_at(again, lambda: self._step() if turn == self._turn else None)
 
     def _take(self, frames: bytes) -> None:
-        before = self.applied_offset
+        position = self.position
         try:
-            self._apply(records_from_frames(frames, before))
+            records = records_from_frames(frames, position)
+            if not records:
+                raise CorruptDataError(f"no records at offset {position} of the metadata log, below its high watermark")
         except CorruptDataError as error:
             self._fatal(error)
-        if self._stopped:
             return
-        if self.applied_offset == before:
-            why = f"the metadata log has no records at offset {before}, below its high watermark"
-            self._fatal(CorruptDataError(why))
-            return
-        self._step_soon()
+        self._apply(records)
+        if not self._stopped:
+            self._step_soon()
 
     # ---- applying
 
     def _apply(self, records: Sequence[record_pb2.Record]) -> None:
         try:
             for record in records:
-                self.image, result = apply(self.image, decode_command(record.value))
-                self.applied_offset = Offset(record.offset + 1)
-                if result.deleted_topic:
-                    self._deleted.add(result.deleted_topic)
-        except UnknownCommand as error:
+                command = decode_command(record.value)
+                chunk = command.state_chunk if command.HasField("state_chunk") else None
+                if self._search is None:
+                    self._apply_one(record, command)
+                elif (found := self._search.look(chunk)) is not None:
+                    self._restore(found)
+                    return  # what follows the state was not applied yet: it is read again
+        except (UnknownCommand, CorruptDataError) as error:
             self._fatal(error)
+
+    def _apply_one(self, record: record_pb2.Record, command: metadata_pb2.MetadataCommand) -> None:
+        self.image, result = apply(self.image, command)
+        self.applied_offset = Offset(record.offset + 1)
+        self.bytes_behind_state = 0 if command.HasField("state_chunk") else self.bytes_behind_state + len(record.value)
+        if result.deleted_topic:
+            self._deleted.add(result.deleted_topic)
+
+    def _restore(self, state: bytes) -> None:
+        """A topic that is there no more was deleted by one of the commands that this node has not seen."""
+        image, self.applied_offset = restore(state)
+        self._deleted.update(image.deleted_topics, self.image.topics.keys() - image.topics.keys())
+        self.image, self._search, self.bytes_behind_state = image, None, 0
 
     def _tell(self) -> None:
         if self.image is not self._told:

@@ -1,7 +1,8 @@
 """Brings this node's replicas in line with the metadata: opens groups, closes and removes those of deleted topics.
 
 A partition's files are removed for one reason only: a command in the metadata log deleted its topic. What was deleted
-while this node was down is found again when the log is replayed. Files that no topic explains are set aside
+while this node was down is found again when the log is replayed, or, of the last METADATA_DELETIONS_REMEMBERED, in the
+state that stands for what was trimmed from it. Files that no topic explains are set aside
 (quarantined), and only once the metadata is known to be current (`confirmed`): until then their topic may simply not
 have been read yet.
 
@@ -15,7 +16,7 @@ to its peers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -87,8 +88,7 @@ class Partitions:
     def apply(self, change: Change) -> None:
         """Follow the metadata: a listener of `MetadataFollower`."""
         old, self._image = self._image, change.new
-        for topic_id in change.deleted_topics:
-            self._delete(topic_id)
+        self._delete(change.deleted_topics)
         for topic_id, topic in change.new.topics.items():
             if old.topics.get(topic_id) is topic or topic_id == METADATA_TOPIC_ID:
                 continue
@@ -109,7 +109,7 @@ class Partitions:
         """A copy has become a replica: for `Host.on_reopened`. Its topic may have been altered meanwhile."""
         self._view.attach(replica)
         topic = self._image.topics.get(replica.group_id.topic_id)
-        if topic is not None:
+        if topic is not None and topic.topic_id != METADATA_TOPIC_ID:
             _configure(topic, [replica])
 
     def _own_replicas(self, topic: Topic) -> list[Replica]:
@@ -134,18 +134,18 @@ class Partitions:
         self._stopped = True
         self._opening.clear()
 
-    def _delete(self, topic_id: bytes) -> None:
-        names = set(self._unexplained.pop(topic_id, ()))
-        for group_id in [group_id for group_id in self._host.groups if group_id.topic_id == topic_id]:
+    def _delete(self, topic_ids: Collection[bytes]) -> None:
+        names = {name for topic_id in topic_ids for name in self._unexplained.pop(topic_id, ())}
+        for group_id in [group_id for group_id in self._host.groups if group_id.topic_id in topic_ids]:
             self._host.close(group_id)
             names.add(group_id.directory_name)
         # What is being opened at this moment is removed once it is open: not from under whoever reads it.
-        names -= {group_id.directory_name for group_id in self._in_progress if group_id.topic_id == topic_id}
+        names -= {group_id.directory_name for group_id in self._in_progress}
         for name in sorted(names):
             self._blocking("partition_removed", name, partial(self._remove, name))
 
     def _remove(self, name: str) -> None:
-        # Power lost half way leaves a rest, which the deletion in the metadata log explains at the next start.
+        # Power lost half way leaves a rest, which the deletion in the metadata explains at the next start.
         for parent in (COPIES, PARTITIONS):
             if self._directory.fs.exists(f"{parent}/{name}"):
                 self._directory.fs.remove_tree(f"{parent}/{name}")

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from fluxd.core import limits
 from fluxd.core.groups import GROUP_COMMAND_VERSION, Group, Member
 from fluxd.core.metadata import random_id
 from fluxd.core.types import GroupId as PartitionId
-from fluxd.core.types import Offset
-from fluxlog.v1 import group_log_pb2
-
-_CHUNK_BYTES = 512 * limits.KIB
+from fluxlog.v1 import group_log_pb2, state_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +73,9 @@ class GroupCommands:
         """These topics were deleted."""
         return self._new("", forget_topics=group_log_pb2.ForgetTopics(topic_ids=sorted(topic_ids)))
 
-    def state_chunks(self, applied_offset: Offset, data: bytes) -> list[group_log_pb2.GroupCommand]:
-        """An encoded state, in as many commands as it takes."""
-        parts = [data[at : at + _CHUNK_BYTES] for at in range(0, len(data), _CHUNK_BYTES)]
-        return [
-            self._new(
-                "",
-                state_chunk=group_log_pb2.StateChunk(
-                    applied_offset=applied_offset, number=number, count=len(parts), data=part
-                ),
-            )
-            for number, part in enumerate(parts)
-        ]
+    def state_chunk(self, chunk: state_pb2.StateChunk) -> group_log_pb2.GroupCommand:
+        """A part of the whole state."""
+        return self._new("", state_chunk=chunk)
 
     def _new(self, group: str, **command: object) -> group_log_pb2.GroupCommand:
         return group_log_pb2.GroupCommand(

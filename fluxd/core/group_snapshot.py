@@ -1,7 +1,5 @@
-"""The groups of one partition of __consumer_offsets as bytes and back, so that the log before may be dropped.
-
-The coordinator writes its state into the log itself, in chunks, and has the log trimmed to where that state was taken.
-Who begins to read there (`StateSearch`) finds the state further on, and goes on from where it was taken.
+"""The groups of one partition of __consumer_offsets as bytes and back, so that the log before may be dropped
+(`state_chunks`).
 """
 
 from __future__ import annotations
@@ -50,36 +48,6 @@ def restore(data: bytes) -> GroupsState:
     if message.version != SNAPSHOT_VERSION:
         raise UnknownGroupCommand(f"snapshot of groups, version {message.version}: this node reads {SNAPSHOT_VERSION}")
     return GroupsState(Offset(message.applied_offset), {each.group: _group(each) for each in message.groups})
-
-
-class StateSearch:
-    """Looks for a whole state in a log whose first records are gone.
-
-    Args:
-        log_start_offset: where the log begins: a state that was taken before is of no use.
-    """
-
-    def __init__(self, log_start_offset: Offset) -> None:
-        self.position = log_start_offset
-        """Offset of the record to look at next."""
-        self._log_start_offset = log_start_offset
-        self._chunks: dict[int, dict[int, bytes]] = {}
-
-    def look(self, command: group_log_pb2.GroupCommand) -> GroupsState | None:
-        """Look at one record; returns the state when it is complete.
-
-        Raises:
-            CorruptDataError, UnknownGroupCommand: as `restore`.
-        """
-        self.position = Offset(self.position + 1)
-        chunk = command.state_chunk
-        if not command.HasField("state_chunk") or chunk.applied_offset < self._log_start_offset:
-            return None
-        chunks = self._chunks.setdefault(chunk.applied_offset, {})
-        chunks[chunk.number] = chunk.data
-        if len(chunks) < chunk.count:
-            return None
-        return restore(b"".join(data for _, data in sorted(chunks.items())))
 
 
 def _group_message(group: Group) -> group_log_pb2.GroupSnapshot:

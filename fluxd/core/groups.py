@@ -159,7 +159,7 @@ def apply_group_command(
             f"this node understands versions up to {GROUP_COMMAND_VERSION}"
         )
     number = state.applied_offset + 1
-    if kind == "state_chunk":  # for those who begin behind the log's first records: `group_snapshot.StateSearch`
+    if kind == "state_chunk":  # for those who begin behind the log's first records: `state_chunks.StateSearch`
         return GroupsState(Offset(number), state.groups), GroupResult(), ()
     if kind == "forget_topics":
         groups = _forget_topics(state.groups, frozenset(command.forget_topics.topic_ids), number, command.time_ms)

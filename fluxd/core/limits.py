@@ -128,8 +128,17 @@ REPLICATION_FACTOR_DEFAULT: Final = 3
 STATUS_INTERVAL: Final = 0.5
 """NodeStatus is sent this often, and at once when a leader changed."""
 NODE_DOWN_AFTER: Final = 2.0
+LOG_TRIM_INTERVAL: Final = 10.0
+"""Who leads the metadata's or a groups' log sees this often whether it is long."""
 METADATA_COMMANDS_REMEMBERED: Final = 1_024
 """Ids of the last metadata commands, by which a repeated one is recognised."""
+METADATA_DELETIONS_REMEMBERED: Final = 4_096
+"""Ids of the last topics deleted, in the state: a node that missed more sets the files of older ones aside."""
+METADATA_TRIM_RECORDS: Final = 2_000
+METADATA_TRIM_BYTES: Final = 4 * MIB
+"""So many commands, or bytes of them, behind its start the metadata's state is written into their log, which is trimmed
+to there."""
+METADATA_SEGMENT_BYTES: Final = 1 * MIB
 METADATA_READ_BYTES: Final = 64 * KIB
 """Of the metadata log applied in one step of the loop."""
 CONTROLLER_QUEUE_MAX: Final = 256
@@ -169,7 +178,6 @@ GROUP_COMMANDS_QUEUED_MAX: Final = 4_096
 """Commands of one partition of __consumer_offsets that wait for the append before."""
 GROUPS_READ_BYTES: Final = 64 * KIB
 """Of the groups' log applied in one step of the loop."""
-GROUPS_TRIM_INTERVAL: Final = 10.0
 GROUPS_TRIM_RECORDS: Final = 20_000
 """So many commands behind the start of its log a partition's state is written into it, and the log trimmed to there."""
 GROUPS_SEGMENT_BYTES: Final = 1 * MIB

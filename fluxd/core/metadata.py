@@ -31,7 +31,7 @@ from fluxd.core.types import (
 )
 from fluxlog.v1 import metadata_pb2, peer_pb2
 
-COMMAND_VERSION = 2
+COMMAND_VERSION = 3
 """Highest feature level that this code understands."""
 
 COMMAND_ID_BYTES = 16
@@ -132,6 +132,9 @@ class Image:
     """Results of the last METADATA_COMMANDS_REMEMBERED commands by id, oldest first."""
     feature_level: int = 0
     """Highest version of a command that was applied."""
+    deleted_topics: tuple[bytes, ...] = ()
+    """Ids of the last METADATA_DELETIONS_REMEMBERED topics that were deleted, oldest first: a node that was away finds
+    here whose files it may remove."""
 
     def topic(self, name: str) -> Topic | None:
         """The topic that has a name now."""
@@ -184,6 +187,8 @@ def apply(image: Image, command: metadata_pb2.MetadataCommand) -> tuple[Image, R
             f"metadata command {kind or 'of an unknown kind'}, version {command.version}: "
             f"this node understands versions up to {COMMAND_VERSION}"
         )
+    if kind == "state_chunk":  # for those who begin behind the log's first records: `state_chunks.StateSearch`
+        return _understood(image, command.version), Result()
     if (earlier := image.remembered.get(command.command_id)) is not None:
         return image, earlier
     if len(command.command_id) != COMMAND_ID_BYTES:
@@ -209,7 +214,11 @@ def _remember(image: Image, command: metadata_pb2.MetadataCommand, result: Resul
     remembered[command.command_id] = result
     if len(remembered) > limits.METADATA_COMMANDS_REMEMBERED:
         del remembered[next(iter(remembered))]
-    return replace(image, remembered=remembered, feature_level=max(image.feature_level, command.version))
+    return _understood(replace(image, remembered=remembered), command.version)
+
+
+def _understood(image: Image, version: int) -> Image:
+    return image if version <= image.feature_level else replace(image, feature_level=version)
 
 
 def _refused(message: str, reason: Reason = Reason.INVALID_ARGUMENT) -> Result:
@@ -265,7 +274,9 @@ def _delete_topic(image: Image, command: metadata_pb2.DeleteTopicCommand) -> tup
         return image, _unknown_topic(command.topic_id)
     topics, names = dict(image.topics), dict(image.names)
     del topics[topic.topic_id], names[topic.name]
-    return replace(image, topics=topics, names=names), Result(deleted_topic=topic.topic_id)
+    deleted = (*image.deleted_topics, topic.topic_id)[-limits.METADATA_DELETIONS_REMEMBERED :]
+    changed = replace(image, topics=topics, names=names, deleted_topics=deleted)
+    return changed, Result(deleted_topic=topic.topic_id)
 
 
 def _bind_replica(image: Image, command: metadata_pb2.BindReplica) -> tuple[Image, Result]:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fluxd.core.metadata import Node, Partition, Replica, random_id
-from fluxlog.v1 import metadata_pb2
+from fluxlog.v1 import metadata_pb2, state_pb2
+
+STATE_VERSION = 3
+"""From this version on a state in the log is understood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,12 @@ class Commands:
         bind = command.bind_replica
         bind.topic_id, bind.partition, bind.generation = topic_id, number, generation
         bind.node_id, bind.directory_id = replica.node_id, replica.directory_id
+        return command
+
+    def state_chunk(self, chunk: state_pb2.StateChunk) -> metadata_pb2.MetadataCommand:
+        """A part of the whole state."""
+        command = self._new(version=STATE_VERSION)
+        command.state_chunk.CopyFrom(chunk)
         return command
 
     def _new(self, version: int = 1) -> metadata_pb2.MetadataCommand:

@@ -22,49 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fluxlog.v1 import state_pb2 as fluxlog_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luxlog/v1/group_log.proto\x12\nfluxlog.v1\"\xb7\x04\n\x0cGroupCommand\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\ncommand_id\x18\x02 \x01(\x0c\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12\r\n\x05group\x18\x04 \x01(\t\x12-\n\x0bjoin_member\x18\x05 \x01(\x0b\x32\x16.fluxlog.v1.JoinMemberH\x00\x12\x31\n\rremove_member\x18\x06 \x01(\x0b\x32\x18.fluxlog.v1.RemoveMemberH\x00\x12\x39\n\x11\x61ssign_partitions\x18\x07 \x01(\x0b\x32\x1c.fluxlog.v1.AssignPartitionsH\x00\x12\x35\n\x0f\x66ree_partitions\x18\x08 \x01(\x0b\x32\x1a.fluxlog.v1.FreePartitionsH\x00\x12\x38\n\x0e\x63ommit_offsets\x18\t \x01(\x0b\x32\x1e.fluxlog.v1.CommitGroupOffsetsH\x00\x12\x36\n\rreset_offsets\x18\n \x01(\x0b\x32\x1d.fluxlog.v1.ResetGroupOffsetsH\x00\x12/\n\x0cremove_group\x18\x0b \x01(\x0b\x32\x17.fluxlog.v1.RemoveGroupH\x00\x12\x31\n\rforget_topics\x18\x0c \x01(\x0b\x32\x18.fluxlog.v1.ForgetTopicsH\x00\x12-\n\x0bstate_chunk\x18\r \x01(\x0b\x32\x16.fluxlog.v1.StateChunkH\x00\x42\t\n\x07\x63ommand\"\x9e\x01\n\nJoinMember\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63lient_name\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x10\n\x08via_node\x18\x04 \x01(\r\x12\x0e\n\x06topics\x18\x05 \x03(\t\x12\x1a\n\x12session_timeout_ms\x18\x06 \x01(\r\x12\x1c\n\x14rebalance_timeout_ms\x18\x07 \x01(\r\"G\n\x0cRemoveMember\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x14\n\x0cstream_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06lapsed\x18\x03 \x01(\x08\"Z\n\x10\x41ssignPartitions\x12\x17\n\x0f\x62\x61se_generation\x18\x01 \x01(\x04\x12-\n\x07members\x18\x02 \x03(\x0b\x32\x1c.fluxlog.v1.MemberPartitions\"P\n\x10MemberPartitions\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12)\n\x06topics\x18\x02 \x03(\x0b\x32\x19.fluxlog.v1.PartitionList\"5\n\rPartitionList\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x12\n\npartitions\x18\x02 \x03(\r\"s\n\x0e\x46reePartitions\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x04\x12\r\n\x05taken\x18\x03 \x01(\x08\x12)\n\x06topics\x18\x04 \x03(\x0b\x32\x19.fluxlog.v1.PartitionList\"g\n\x12\x43ommitGroupOffsets\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x04\x12(\n\x07offsets\x18\x03 \x03(\x0b\x32\x17.fluxlog.v1.GroupOffset\"d\n\x0bGroupOffset\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06rewind\x18\x04 \x01(\x08\x12\x10\n\x08metadata\x18\x05 \x01(\t\"d\n\x11ResetGroupOffsets\x12$\n\x03set\x18\x01 \x03(\x0b\x32\x17.fluxlog.v1.GroupOffset\x12)\n\x06remove\x18\x02 \x03(\x0b\x32\x19.fluxlog.v1.PartitionList\";\n\x0bRemoveGroup\x12\x1a\n\ridle_since_ms\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_idle_since_ms\"!\n\x0c\x46orgetTopics\x12\x11\n\ttopic_ids\x18\x01 \x03(\x0c\"Q\n\nStateChunk\x12\x16\n\x0e\x61pplied_offset\x18\x01 \x01(\x04\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"d\n\x0eGroupsSnapshot\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0e\x61pplied_offset\x18\x02 \x01(\x04\x12)\n\x06groups\x18\x03 \x03(\x0b\x32\x19.fluxlog.v1.GroupSnapshot\"\x80\x02\n\rGroupSnapshot\x12\r\n\x05group\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x15\n\ridle_since_ms\x18\x03 \x01(\x03\x12+\n\x07members\x18\x04 \x03(\x0b\x32\x1a.fluxlog.v1.MemberSnapshot\x12,\n\x06target\x18\x05 \x03(\x0b\x32\x1c.fluxlog.v1.MemberPartitions\x12-\n\x06owners\x18\x06 \x03(\x0b\x32\x1d.fluxlog.v1.OwnershipSnapshot\x12+\n\x07offsets\x18\x07 \x03(\x0b\x32\x1a.fluxlog.v1.OffsetSnapshot\"d\n\x0eMemberSnapshot\x12&\n\x06joined\x18\x01 \x01(\x0b\x32\x16.fluxlog.v1.JoinMember\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x04\x12\x14\n\x0cstream_epoch\x18\x03 \x01(\x04\"w\n\x11OwnershipSnapshot\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x11\n\tmember_id\x18\x03 \x01(\x0c\x12\x18\n\x10since_generation\x18\x04 \x01(\x04\x12\x10\n\x08revoking\x18\x05 \x01(\x08\"o\n\x0eOffsetSnapshot\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x10\n\x08metadata\x18\x04 \x01(\t\x12\x16\n\x0e\x63ommit_time_ms\x18\x05 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luxlog/v1/group_log.proto\x12\nfluxlog.v1\x1a\x16\x66luxlog/v1/state.proto\"\xb7\x04\n\x0cGroupCommand\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\ncommand_id\x18\x02 \x01(\x0c\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12\r\n\x05group\x18\x04 \x01(\t\x12-\n\x0bjoin_member\x18\x05 \x01(\x0b\x32\x16.fluxlog.v1.JoinMemberH\x00\x12\x31\n\rremove_member\x18\x06 \x01(\x0b\x32\x18.fluxlog.v1.RemoveMemberH\x00\x12\x39\n\x11\x61ssign_partitions\x18\x07 \x01(\x0b\x32\x1c.fluxlog.v1.AssignPartitionsH\x00\x12\x35\n\x0f\x66ree_partitions\x18\x08 \x01(\x0b\x32\x1a.fluxlog.v1.FreePartitionsH\x00\x12\x38\n\x0e\x63ommit_offsets\x18\t \x01(\x0b\x32\x1e.fluxlog.v1.CommitGroupOffsetsH\x00\x12\x36\n\rreset_offsets\x18\n \x01(\x0b\x32\x1d.fluxlog.v1.ResetGroupOffsetsH\x00\x12/\n\x0cremove_group\x18\x0b \x01(\x0b\x32\x17.fluxlog.v1.RemoveGroupH\x00\x12\x31\n\rforget_topics\x18\x0c \x01(\x0b\x32\x18.fluxlog.v1.ForgetTopicsH\x00\x12-\n\x0bstate_chunk\x18\r \x01(\x0b\x32\x16.fluxlog.v1.StateChunkH\x00\x42\t\n\x07\x63ommand\"\x9e\x01\n\nJoinMember\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63lient_name\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x10\n\x08via_node\x18\x04 \x01(\r\x12\x0e\n\x06topics\x18\x05 \x03(\t\x12\x1a\n\x12session_timeout_ms\x18\x06 \x01(\r\x12\x1c\n\x14rebalance_timeout_ms\x18\x07 \x01(\r\"G\n\x0cRemoveMember\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x14\n\x0cstream_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06lapsed\x18\x03 \x01(\x08\"Z\n\x10\x41ssignPartitions\x12\x17\n\x0f\x62\x61se_generation\x18\x01 \x01(\x04\x12-\n\x07members\x18\x02 \x03(\x0b\x32\x1c.fluxlog.v1.MemberPartitions\"P\n\x10MemberPartitions\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12)\n\x06topics\x18\x02 \x03(\x0b\x32\x19.fluxlog.v1.PartitionList\"5\n\rPartitionList\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x12\n\npartitions\x18\x02 \x03(\r\"s\n\x0e\x46reePartitions\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x04\x12\r\n\x05taken\x18\x03 \x01(\x08\x12)\n\x06topics\x18\x04 \x03(\x0b\x32\x19.fluxlog.v1.PartitionList\"g\n\x12\x43ommitGroupOffsets\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x04\x12(\n\x07offsets\x18\x03 \x03(\x0b\x32\x17.fluxlog.v1.GroupOffset\"d\n\x0bGroupOffset\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06rewind\x18\x04 \x01(\x08\x12\x10\n\x08metadata\x18\x05 \x01(\t\"d\n\x11ResetGroupOffsets\x12$\n\x03set\x18\x01 \x03(\x0b\x32\x17.fluxlog.v1.GroupOffset\x12)\n\x06remove\x18\x02 \x03(\x0b\x32\x19.fluxlog.v1.PartitionList\";\n\x0bRemoveGroup\x12\x1a\n\ridle_since_ms\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_idle_since_ms\"!\n\x0c\x46orgetTopics\x12\x11\n\ttopic_ids\x18\x01 \x03(\x0c\"d\n\x0eGroupsSnapshot\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0e\x61pplied_offset\x18\x02 \x01(\x04\x12)\n\x06groups\x18\x03 \x03(\x0b\x32\x19.fluxlog.v1.GroupSnapshot\"\x80\x02\n\rGroupSnapshot\x12\r\n\x05group\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x15\n\ridle_since_ms\x18\x03 \x01(\x03\x12+\n\x07members\x18\x04 \x03(\x0b\x32\x1a.fluxlog.v1.MemberSnapshot\x12,\n\x06target\x18\x05 \x03(\x0b\x32\x1c.fluxlog.v1.MemberPartitions\x12-\n\x06owners\x18\x06 \x03(\x0b\x32\x1d.fluxlog.v1.OwnershipSnapshot\x12+\n\x07offsets\x18\x07 \x03(\x0b\x32\x1a.fluxlog.v1.OffsetSnapshot\"d\n\x0eMemberSnapshot\x12&\n\x06joined\x18\x01 \x01(\x0b\x32\x16.fluxlog.v1.JoinMember\x12\x14\n\x0cmember_epoch\x18\x02 \x01(\x04\x12\x14\n\x0cstream_epoch\x18\x03 \x01(\x04\"w\n\x11OwnershipSnapshot\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x11\n\tmember_id\x18\x03 \x01(\x0c\x12\x18\n\x10since_generation\x18\x04 \x01(\x04\x12\x10\n\x08revoking\x18\x05 \x01(\x08\"o\n\x0eOffsetSnapshot\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x10\n\x08metadata\x18\x04 \x01(\t\x12\x16\n\x0e\x63ommit_time_ms\x18\x05 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluxlog.v1.group_log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GROUPCOMMAND']._serialized_start=43
-  _globals['_GROUPCOMMAND']._serialized_end=610
-  _globals['_JOINMEMBER']._serialized_start=613
-  _globals['_JOINMEMBER']._serialized_end=771
-  _globals['_REMOVEMEMBER']._serialized_start=773
-  _globals['_REMOVEMEMBER']._serialized_end=844
-  _globals['_ASSIGNPARTITIONS']._serialized_start=846
-  _globals['_ASSIGNPARTITIONS']._serialized_end=936
-  _globals['_MEMBERPARTITIONS']._serialized_start=938
-  _globals['_MEMBERPARTITIONS']._serialized_end=1018
-  _globals['_PARTITIONLIST']._serialized_start=1020
-  _globals['_PARTITIONLIST']._serialized_end=1073
-  _globals['_FREEPARTITIONS']._serialized_start=1075
-  _globals['_FREEPARTITIONS']._serialized_end=1190
-  _globals['_COMMITGROUPOFFSETS']._serialized_start=1192
-  _globals['_COMMITGROUPOFFSETS']._serialized_end=1295
-  _globals['_GROUPOFFSET']._serialized_start=1297
-  _globals['_GROUPOFFSET']._serialized_end=1397
-  _globals['_RESETGROUPOFFSETS']._serialized_start=1399
-  _globals['_RESETGROUPOFFSETS']._serialized_end=1499
-  _globals['_REMOVEGROUP']._serialized_start=1501
-  _globals['_REMOVEGROUP']._serialized_end=1560
-  _globals['_FORGETTOPICS']._serialized_start=1562
-  _globals['_FORGETTOPICS']._serialized_end=1595
-  _globals['_STATECHUNK']._serialized_start=1597
-  _globals['_STATECHUNK']._serialized_end=1678
-  _globals['_GROUPSSNAPSHOT']._serialized_start=1680
-  _globals['_GROUPSSNAPSHOT']._serialized_end=1780
-  _globals['_GROUPSNAPSHOT']._serialized_start=1783
-  _globals['_GROUPSNAPSHOT']._serialized_end=2039
-  _globals['_MEMBERSNAPSHOT']._serialized_start=2041
-  _globals['_MEMBERSNAPSHOT']._serialized_end=2141
-  _globals['_OWNERSHIPSNAPSHOT']._serialized_start=2143
-  _globals['_OWNERSHIPSNAPSHOT']._serialized_end=2262
-  _globals['_OFFSETSNAPSHOT']._serialized_start=2264
-  _globals['_OFFSETSNAPSHOT']._serialized_end=2375
+  _globals['_GROUPCOMMAND']._serialized_start=67
+  _globals['_GROUPCOMMAND']._serialized_end=634
+  _globals['_JOINMEMBER']._serialized_start=637
+  _globals['_JOINMEMBER']._serialized_end=795
+  _globals['_REMOVEMEMBER']._serialized_start=797
+  _globals['_REMOVEMEMBER']._serialized_end=868
+  _globals['_ASSIGNPARTITIONS']._serialized_start=870
+  _globals['_ASSIGNPARTITIONS']._serialized_end=960
+  _globals['_MEMBERPARTITIONS']._serialized_start=962
+  _globals['_MEMBERPARTITIONS']._serialized_end=1042
+  _globals['_PARTITIONLIST']._serialized_start=1044
+  _globals['_PARTITIONLIST']._serialized_end=1097
+  _globals['_FREEPARTITIONS']._serialized_start=1099
+  _globals['_FREEPARTITIONS']._serialized_end=1214
+  _globals['_COMMITGROUPOFFSETS']._serialized_start=1216
+  _globals['_COMMITGROUPOFFSETS']._serialized_end=1319
+  _globals['_GROUPOFFSET']._serialized_start=1321
+  _globals['_GROUPOFFSET']._serialized_end=1421
+  _globals['_RESETGROUPOFFSETS']._serialized_start=1423
+  _globals['_RESETGROUPOFFSETS']._serialized_end=1523
+  _globals['_REMOVEGROUP']._serialized_start=1525
+  _globals['_REMOVEGROUP']._serialized_end=1584
+  _globals['_FORGETTOPICS']._serialized_start=1586
+  _globals['_FORGETTOPICS']._serialized_end=1619
+  _globals['_GROUPSSNAPSHOT']._serialized_start=1621
+  _globals['_GROUPSSNAPSHOT']._serialized_end=1721
+  _globals['_GROUPSNAPSHOT']._serialized_start=1724
+  _globals['_GROUPSNAPSHOT']._serialized_end=1980
+  _globals['_MEMBERSNAPSHOT']._serialized_start=1982
+  _globals['_MEMBERSNAPSHOT']._serialized_end=2082
+  _globals['_OWNERSHIPSNAPSHOT']._serialized_start=2084
+  _globals['_OWNERSHIPSNAPSHOT']._serialized_end=2203
+  _globals['_OFFSETSNAPSHOT']._serialized_start=2205
+  _globals['_OFFSETSNAPSHOT']._serialized_end=2316
 # @@protoc_insertion_point(module_scope)

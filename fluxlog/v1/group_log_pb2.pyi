@@ -10,6 +10,7 @@ that gave them: no counter has to survive the deletion of a group.
 """
 
 from collections import abc as _abc
+from fluxlog.v1 import state_pb2 as _state_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -67,7 +68,9 @@ class GroupCommand(_message.Message):
     @_builtins.property
     def forget_topics(self) -> Global___ForgetTopics: ...
     @_builtins.property
-    def state_chunk(self) -> Global___StateChunk: ...
+    def state_chunk(self) -> _state_pb2.StateChunk:
+        """Of an encoded GroupsSnapshot. GroupCommand.group is empty."""
+
     def __init__(
         self,
         *,
@@ -83,7 +86,7 @@ class GroupCommand(_message.Message):
         reset_offsets: Global___ResetGroupOffsets | None = ...,
         remove_group: Global___RemoveGroup | None = ...,
         forget_topics: Global___ForgetTopics | None = ...,
-        state_chunk: Global___StateChunk | None = ...,
+        state_chunk: _state_pb2.StateChunk | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assign_partitions", b"assign_partitions", "command", b"command", "commit_offsets", b"commit_offsets", "forget_topics", b"forget_topics", "free_partitions", b"free_partitions", "join_member", b"join_member", "remove_group", b"remove_group", "remove_member", b"remove_member", "reset_offsets", b"reset_offsets", "state_chunk", b"state_chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -394,41 +397,6 @@ class ForgetTopics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetTopics: _TypeAlias = ForgetTopics  # noqa: Y015
-
-@_typing.final
-class StateChunk(_message.Message):
-    """The state itself, written into the log now and then, so that the log before `applied_offset` may be dropped. Changes
-    nothing where the log is applied from its beginning. GroupCommand.group is empty.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    APPLIED_OFFSET_FIELD_NUMBER: _builtins.int
-    NUMBER_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
-    applied_offset: _builtins.int
-    """Of the state: commands from here on are not in it."""
-    number: _builtins.int
-    """From 0."""
-    count: _builtins.int
-    data: _builtins.bytes
-    """This part of an encoded GroupsSnapshot."""
-    def __init__(
-        self,
-        *,
-        applied_offset: _builtins.int = ...,
-        number: _builtins.int = ...,
-        count: _builtins.int = ...,
-        data: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_offset", b"applied_offset", "count", b"count", "data", b"data", "number", b"number"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___StateChunk: _TypeAlias = StateChunk  # noqa: Y015
 
 @_typing.final
 class GroupsSnapshot(_message.Message):

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fluxlog.v1 import state_pb2 as fluxlog_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66luxlog/v1/metadata.proto\x12\nfluxlog.v1\"\x98\x03\n\x0fMetadataCommand\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\ncommand_id\x18\x02 \x01(\x0c\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12\x31\n\rregister_node\x18\x04 \x01(\x0b\x32\x18.fluxlog.v1.RegisterNodeH\x00\x12\x36\n\x0c\x63reate_topic\x18\x05 \x01(\x0b\x32\x1e.fluxlog.v1.CreateTopicCommandH\x00\x12\x34\n\x0b\x61lter_topic\x18\x06 \x01(\x0b\x32\x1d.fluxlog.v1.AlterTopicCommandH\x00\x12:\n\x0e\x61\x64\x64_partitions\x18\x07 \x01(\x0b\x32 .fluxlog.v1.AddPartitionsCommandH\x00\x12\x36\n\x0c\x64\x65lete_topic\x18\x08 \x01(\x0b\x32\x1e.fluxlog.v1.DeleteTopicCommandH\x00\x12/\n\x0c\x62ind_replica\x18\t \x01(\x0b\x32\x17.fluxlog.v1.BindReplicaH\x00\x42\t\n\x07\x63ommand\"F\n\x0cRegisterNode\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x14\n\x0c\x64irectory_id\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\xd7\x01\n\x12\x43reateTopicCommand\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08topic_id\x18\x02 \x01(\x0c\x12\x33\n\npartitions\x18\x03 \x03(\x0b\x32\x1f.fluxlog.v1.PartitionAssignment\x12<\n\x07\x63onfigs\x18\x04 \x03(\x0b\x32+.fluxlog.v1.CreateTopicCommand.ConfigsEntry\x1a.\n\x0c\x43onfigsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"m\n\x13PartitionAssignment\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12/\n\x08replicas\x18\x03 \x03(\x0b\x32\x1d.fluxlog.v1.ReplicaAssignment\":\n\x11ReplicaAssignment\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x14\n\x0c\x64irectory_id\x18\x02 \x01(\x0c\"\xb4\x01\n\x11\x41lterTopicCommand\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x42\n\x0bset_configs\x18\x02 \x03(\x0b\x32-.fluxlog.v1.AlterTopicCommand.SetConfigsEntry\x12\x16\n\x0e\x64\x65lete_configs\x18\x03 \x03(\t\x1a\x31\n\x0fSetConfigsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x14\x41\x64\x64PartitionsCommand\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x33\n\npartitions\x18\x02 \x03(\x0b\x32\x1f.fluxlog.v1.PartitionAssignment\"&\n\x12\x44\x65leteTopicCommand\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\"m\n\x0b\x42indReplica\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\r\x12\x14\n\x0c\x64irectory_id\x18\x05 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66luxlog/v1/metadata.proto\x12\nfluxlog.v1\x1a\x16\x66luxlog/v1/state.proto\"\xc7\x03\n\x0fMetadataCommand\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\ncommand_id\x18\x02 \x01(\x0c\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12\x31\n\rregister_node\x18\x04 \x01(\x0b\x32\x18.fluxlog.v1.RegisterNodeH\x00\x12\x36\n\x0c\x63reate_topic\x18\x05 \x01(\x0b\x32\x1e.fluxlog.v1.CreateTopicCommandH\x00\x12\x34\n\x0b\x61lter_topic\x18\x06 \x01(\x0b\x32\x1d.fluxlog.v1.AlterTopicCommandH\x00\x12:\n\x0e\x61\x64\x64_partitions\x18\x07 \x01(\x0b\x32 .fluxlog.v1.AddPartitionsCommandH\x00\x12\x36\n\x0c\x64\x65lete_topic\x18\x08 \x01(\x0b\x32\x1e.fluxlog.v1.DeleteTopicCommandH\x00\x12/\n\x0c\x62ind_replica\x18\t \x01(\x0b\x32\x17.fluxlog.v1.BindReplicaH\x00\x12-\n\x0bstate_chunk\x18\n \x01(\x0b\x32\x16.fluxlog.v1.StateChunkH\x00\x42\t\n\x07\x63ommand\"F\n\x0cRegisterNode\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x14\n\x0c\x64irectory_id\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\xd7\x01\n\x12\x43reateTopicCommand\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08topic_id\x18\x02 \x01(\x0c\x12\x33\n\npartitions\x18\x03 \x03(\x0b\x32\x1f.fluxlog.v1.PartitionAssignment\x12<\n\x07\x63onfigs\x18\x04 \x03(\x0b\x32+.fluxlog.v1.CreateTopicCommand.ConfigsEntry\x1a.\n\x0c\x43onfigsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"m\n\x13PartitionAssignment\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12/\n\x08replicas\x18\x03 \x03(\x0b\x32\x1d.fluxlog.v1.ReplicaAssignment\":\n\x11ReplicaAssignment\x12\x0f\n\x07node_id\x18\x01 \x01(\r\x12\x14\n\x0c\x64irectory_id\x18\x02 \x01(\x0c\"\xb4\x01\n\x11\x41lterTopicCommand\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x42\n\x0bset_configs\x18\x02 \x03(\x0b\x32-.fluxlog.v1.AlterTopicCommand.SetConfigsEntry\x12\x16\n\x0e\x64\x65lete_configs\x18\x03 \x03(\t\x1a\x31\n\x0fSetConfigsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x14\x41\x64\x64PartitionsCommand\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x33\n\npartitions\x18\x02 \x03(\x0b\x32\x1f.fluxlog.v1.PartitionAssignment\"&\n\x12\x44\x65leteTopicCommand\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\"m\n\x0b\x42indReplica\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\r\x12\x14\n\x0c\x64irectory_id\x18\x05 \x01(\x0c\"\xa2\x02\n\x10MetadataSnapshot\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0e\x61pplied_offset\x18\x02 \x01(\x04\x12\x15\n\rfeature_level\x18\x03 \x01(\r\x12\'\n\x05nodes\x18\x04 \x03(\x0b\x32\x18.fluxlog.v1.RegisterNode\x12/\n\x08replicas\x18\x05 \x03(\x0b\x32\x1d.fluxlog.v1.ReplicaAssignment\x12)\n\x06topics\x18\x06 \x03(\x0b\x32\x19.fluxlog.v1.TopicSnapshot\x12\x31\n\nremembered\x18\x07 \x03(\x0b\x32\x1d.fluxlog.v1.RememberedCommand\x12\x16\n\x0e\x64\x65leted_topics\x18\x08 \x03(\x0c\"\xd7\x01\n\rTopicSnapshot\x12\x10\n\x08topic_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x37\n\x07\x63onfigs\x18\x03 \x03(\x0b\x32&.fluxlog.v1.TopicSnapshot.ConfigsEntry\x12\x13\n\x0bgenerations\x18\x04 \x03(\r\x12\x16\n\x0ereplica_counts\x18\x05 \x03(\r\x12\x10\n\x08replicas\x18\x06 \x03(\r\x1a.\n\x0c\x43onfigsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x11RememberedCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x15\n\rcreated_topic\x18\x04 \x01(\x0c\x12\x15\n\rdeleted_topic\x18\x05 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +36,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETOPICCOMMAND_CONFIGSENTRY']._serialized_options = b'8\001'
   _globals['_ALTERTOPICCOMMAND_SETCONFIGSENTRY']._loaded_options = None
   _globals['_ALTERTOPICCOMMAND_SETCONFIGSENTRY']._serialized_options = b'8\001'
-  _globals['_METADATACOMMAND']._serialized_start=42
-  _globals['_METADATACOMMAND']._serialized_end=450
-  _globals['_REGISTERNODE']._serialized_start=452
-  _globals['_REGISTERNODE']._serialized_end=522
-  _globals['_CREATETOPICCOMMAND']._serialized_start=525
-  _globals['_CREATETOPICCOMMAND']._serialized_end=740
-  _globals['_CREATETOPICCOMMAND_CONFIGSENTRY']._serialized_start=694
-  _globals['_CREATETOPICCOMMAND_CONFIGSENTRY']._serialized_end=740
-  _globals['_PARTITIONASSIGNMENT']._serialized_start=742
-  _globals['_PARTITIONASSIGNMENT']._serialized_end=851
-  _globals['_REPLICAASSIGNMENT']._serialized_start=853
-  _globals['_REPLICAASSIGNMENT']._serialized_end=911
-  _globals['_ALTERTOPICCOMMAND']._serialized_start=914
-  _globals['_ALTERTOPICCOMMAND']._serialized_end=1094
-  _globals['_ALTERTOPICCOMMAND_SETCONFIGSENTRY']._serialized_start=1045
-  _globals['_ALTERTOPICCOMMAND_SETCONFIGSENTRY']._serialized_end=1094
-  _globals['_ADDPARTITIONSCOMMAND']._serialized_start=1096
-  _globals['_ADDPARTITIONSCOMMAND']._serialized_end=1189
-  _globals['_DELETETOPICCOMMAND']._serialized_start=1191
-  _globals['_DELETETOPICCOMMAND']._serialized_end=1229
-  _globals['_BINDREPLICA']._serialized_start=1231
-  _globals['_BINDREPLICA']._serialized_end=1340
+  _globals['_TOPICSNAPSHOT_CONFIGSENTRY']._loaded_options = None
+  _globals['_TOPICSNAPSHOT_CONFIGSENTRY']._serialized_options = b'8\001'
+  _globals['_METADATACOMMAND']._serialized_start=66
+  _globals['_METADATACOMMAND']._serialized_end=521
+  _globals['_REGISTERNODE']._serialized_start=523
+  _globals['_REGISTERNODE']._serialized_end=593
+  _globals['_CREATETOPICCOMMAND']._serialized_start=596
+  _globals['_CREATETOPICCOMMAND']._serialized_end=811
+  _globals['_CREATETOPICCOMMAND_CONFIGSENTRY']._serialized_start=765
+  _globals['_CREATETOPICCOMMAND_CONFIGSENTRY']._serialized_end=811
+  _globals['_PARTITIONASSIGNMENT']._serialized_start=813
+  _globals['_PARTITIONASSIGNMENT']._serialized_end=922
+  _globals['_REPLICAASSIGNMENT']._serialized_start=924
+  _globals['_REPLICAASSIGNMENT']._serialized_end=982
+  _globals['_ALTERTOPICCOMMAND']._serialized_start=985
+  _globals['_ALTERTOPICCOMMAND']._serialized_end=1165
+  _globals['_ALTERTOPICCOMMAND_SETCONFIGSENTRY']._serialized_start=1116
+  _globals['_ALTERTOPICCOMMAND_SETCONFIGSENTRY']._serialized_end=1165
+  _globals['_ADDPARTITIONSCOMMAND']._serialized_start=1167
+  _globals['_ADDPARTITIONSCOMMAND']._serialized_end=1260
+  _globals['_DELETETOPICCOMMAND']._serialized_start=1262
+  _globals['_DELETETOPICCOMMAND']._serialized_end=1300
+  _globals['_BINDREPLICA']._serialized_start=1302
+  _globals['_BINDREPLICA']._serialized_end=1411
+  _globals['_METADATASNAPSHOT']._serialized_start=1414
+  _globals['_METADATASNAPSHOT']._serialized_end=1704
+  _globals['_TOPICSNAPSHOT']._serialized_start=1707
+  _globals['_TOPICSNAPSHOT']._serialized_end=1922
+  _globals['_TOPICSNAPSHOT_CONFIGSENTRY']._serialized_start=765
+  _globals['_TOPICSNAPSHOT_CONFIGSENTRY']._serialized_end=811
+  _globals['_REMEMBEREDCOMMAND']._serialized_start=1924
+  _globals['_REMEMBEREDCOMMAND']._serialized_end=2042
 # @@protoc_insertion_point(module_scope)

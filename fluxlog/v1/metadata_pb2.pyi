@@ -6,6 +6,7 @@ that the log can be read like any other. Applied in order, they give the same im
 """
 
 from collections import abc as _abc
+from fluxlog.v1 import state_pb2 as _state_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -33,6 +34,7 @@ class MetadataCommand(_message.Message):
     ADD_PARTITIONS_FIELD_NUMBER: _builtins.int
     DELETE_TOPIC_FIELD_NUMBER: _builtins.int
     BIND_REPLICA_FIELD_NUMBER: _builtins.int
+    STATE_CHUNK_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Feature level needed to understand this command. A node that meets a higher one stops; it does not skip."""
     command_id: _builtins.bytes
@@ -53,6 +55,10 @@ class MetadataCommand(_message.Message):
     def bind_replica(self) -> Global___BindReplica:
         """From version 2 on."""
 
+    @_builtins.property
+    def state_chunk(self) -> _state_pb2.StateChunk:
+        """Of an encoded MetadataSnapshot. From version 3 on."""
+
     def __init__(
         self,
         *,
@@ -65,12 +71,13 @@ class MetadataCommand(_message.Message):
         add_partitions: Global___AddPartitionsCommand | None = ...,
         delete_topic: Global___DeleteTopicCommand | None = ...,
         bind_replica: Global___BindReplica | None = ...,
+        state_chunk: _state_pb2.StateChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "bind_replica", b"bind_replica", "command", b"command", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "bind_replica", b"bind_replica", "command", b"command", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node", "state_chunk", b"state_chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "bind_replica", b"bind_replica", "command", b"command", "command_id", b"command_id", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node", "time_ms", b"time_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_partitions", b"add_partitions", "alter_topic", b"alter_topic", "bind_replica", b"bind_replica", "command", b"command", "command_id", b"command_id", "create_topic", b"create_topic", "delete_topic", b"delete_topic", "register_node", b"register_node", "state_chunk", b"state_chunk", "time_ms", b"time_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["register_node", "create_topic", "alter_topic", "add_partitions", "delete_topic", "bind_replica"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["register_node", "create_topic", "alter_topic", "add_partitions", "delete_topic", "bind_replica", "state_chunk"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -328,3 +335,155 @@ class BindReplica(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BindReplica: _TypeAlias = BindReplica  # noqa: Y015
+
+@_typing.final
+class MetadataSnapshot(_message.Message):
+    """---- the state, for snapshots"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    APPLIED_OFFSET_FIELD_NUMBER: _builtins.int
+    FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    TOPICS_FIELD_NUMBER: _builtins.int
+    REMEMBERED_FIELD_NUMBER: _builtins.int
+    DELETED_TOPICS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Layout of this message. A node that meets a higher one stops."""
+    applied_offset: _builtins.int
+    """First offset of the log that is not in it: exclusive."""
+    feature_level: _builtins.int
+    """Highest version of a command that is in it."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegisterNode]: ...
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaAssignment]:
+        """Each once: topics refer to them by position."""
+
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopicSnapshot]: ...
+    @_builtins.property
+    def remembered(self) -> _containers.RepeatedCompositeFieldContainer[Global___RememberedCommand]:
+        """Oldest first."""
+
+    @_builtins.property
+    def deleted_topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ids, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        applied_offset: _builtins.int = ...,
+        feature_level: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___RegisterNode] | None = ...,
+        replicas: _abc.Iterable[Global___ReplicaAssignment] | None = ...,
+        topics: _abc.Iterable[Global___TopicSnapshot] | None = ...,
+        remembered: _abc.Iterable[Global___RememberedCommand] | None = ...,
+        deleted_topics: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_offset", b"applied_offset", "deleted_topics", b"deleted_topics", "feature_level", b"feature_level", "nodes", b"nodes", "remembered", b"remembered", "replicas", b"replicas", "topics", b"topics", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataSnapshot: _TypeAlias = MetadataSnapshot  # noqa: Y015
+
+@_typing.final
+class TopicSnapshot(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ConfigsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TOPIC_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONFIGS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    REPLICA_COUNTS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    topic_id: _builtins.bytes
+    name: _builtins.str
+    @_builtins.property
+    def configs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One of each for each partition."""
+
+    @_builtins.property
+    def replica_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions in MetadataSnapshot.replicas, those of all partitions one after another; the preferred leader first."""
+
+    def __init__(
+        self,
+        *,
+        topic_id: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        configs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        replica_counts: _abc.Iterable[_builtins.int] | None = ...,
+        replicas: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configs", b"configs", "generations", b"generations", "name", b"name", "replica_counts", b"replica_counts", "replicas", b"replicas", "topic_id", b"topic_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopicSnapshot: _TypeAlias = TopicSnapshot  # noqa: Y015
+
+@_typing.final
+class RememberedCommand(_message.Message):
+    """What a command did, to answer it again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CREATED_TOPIC_FIELD_NUMBER: _builtins.int
+    DELETED_TOPIC_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.bytes
+    reason: _builtins.int
+    """Of an ErrorReason; 0: done."""
+    message: _builtins.str
+    created_topic: _builtins.bytes
+    deleted_topic: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.bytes = ...,
+        reason: _builtins.int = ...,
+        message: _builtins.str = ...,
+        created_topic: _builtins.bytes = ...,
+        deleted_topic: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "created_topic", b"created_topic", "deleted_topic", b"deleted_topic", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RememberedCommand: _TypeAlias = RememberedCommand  # noqa: Y015

@@ -727,6 +727,7 @@ class NodeStatus(_message.Message):
     LEADING_FIELD_NUMBER: _builtins.int
     TROUBLES_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    METADATA_VERSION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     directory_id: _builtins.bytes
     advertised_address: _builtins.str
@@ -735,6 +736,8 @@ class NodeStatus(_message.Message):
     allows_remote_stop: _builtins.bool
     why: _builtins.str
     """In words, when something is wrong with the node as a whole: its disk is full but for the reserve."""
+    metadata_version: _builtins.int
+    """Highest MetadataCommand.version that it understands; 0: 2 or lower."""
     @_builtins.property
     def leading(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaderStatus]: ...
     @_builtins.property
@@ -751,10 +754,11 @@ class NodeStatus(_message.Message):
         leading: _abc.Iterable[Global___LeaderStatus] | None = ...,
         troubles: _abc.Iterable[Global___ReplicaTrouble] | None = ...,
         why: _builtins.str = ...,
+        metadata_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertised_address", b"advertised_address", "allows_remote_stop", b"allows_remote_stop", "directory_id", b"directory_id", "leading", b"leading", "node_id", b"node_id", "process_id", b"process_id", "troubles", b"troubles", "version", b"version", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertised_address", b"advertised_address", "allows_remote_stop", b"allows_remote_stop", "directory_id", b"directory_id", "leading", b"leading", "metadata_version", b"metadata_version", "node_id", b"node_id", "process_id", b"process_id", "troubles", b"troubles", "version", b"version", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

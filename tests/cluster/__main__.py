@@ -16,7 +16,7 @@ _WANTED = (
     "fault_cut_one_way", "fault_stop", "fault_clock_jump", "fault_client_crash", "connections_reset",
     "keepalive_breaks", "frames_duplicated", "duplicates_recognised", "topics_created", "topics_deleted",
     "partitions_added", "ok_TransferLeadership", "followed", "leaderships", "fault_disk_fails_syncs",
-    "fault_disk_used_up",
+    "fault_disk_used_up", "events_state_log_trimmed",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from fluxd.core.types import NodeId
 from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxlog.checker import Phase, check, report
+from tests.cluster.bounds import metadata_trimmed_at
 from tests.cluster.faults import Faults
 from tests.cluster.logs import captured
 from tests.cluster.loop import generator_hooks
@@ -49,6 +50,8 @@ class Plan:
     """0: all is kept."""
     members: int
     """Of a consumer group."""
+    metadata_records: int
+    """At so many the metadata log is trimmed; 0: as in production, which is never."""
 
     @staticmethod
     def of(seed: int) -> Plan:
@@ -64,6 +67,7 @@ class Plan:
             pace=rng.choice((0.5, 1.0, 2.5)),
             retention_bytes=rng.choice((0, 0, 4_000)),
             members=rng.choice((0, 0, 2, 3)),
+            metadata_records=rng.choice((0, 4, 12)),
         )
 
 
@@ -125,7 +129,7 @@ class World:
         collecting = gc.isenabled()
         gc.disable()  # when it runs depends on what ran before in this process
         try:
-            with generator_hooks(), captured():
+            with generator_hooks(), captured(), metadata_trimmed_at(self.plan.metadata_records):
                 try:
                     self._run()
                 finally:
@@ -287,8 +291,10 @@ class World:
                     )  # fmt: skip
         verdict = check(history)
         self.counts["histories_checked"] += 1
-        for name in ("log_trimmed", "log_replaced", "replica_admitted"):
-            self.counts[f"events_{name}"] += sum(name in line for node in self.nodes.values() for line in node.events)
+        for name in ("log_trimmed", "state_log_trimmed", "log_replaced", "replica_admitted"):
+            self.counts[f"events_{name}"] += sum(
+                f" {name} " in line for node in self.nodes.values() for line in node.events
+            )
         self.counts["records"] += sum(self.scene.ends.values())
         if verdict.errors:
             self.failures.append(report(verdict))

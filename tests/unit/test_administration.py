@@ -15,6 +15,9 @@ from fluxd.broker.currency import MetadataCurrency
 from fluxd.broker.metadata import CommittedLog, MetadataFollower
 from fluxd.broker.routes import Route
 from fluxd.core.errors import FluxError, Reason
+from fluxd.core.metadata import apply
+from fluxd.core.metadata_snapshot import snapshot
+from fluxd.core.state_chunks import state_chunks
 from fluxd.core.status import error_message
 from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC, GroupId, NodeId, Offset
 from fluxd.raft.spec import Role
@@ -434,6 +437,40 @@ def test_a_replica_that_stops_itself_is_replaced_by_fetching() -> None:
 
     asyncio.run(work())
     assert scene.follower.image.topic("orders") is not None
+
+
+def test_a_node_that_fetches_finds_the_state_behind_what_was_trimmed() -> None:
+    """It is told where the log begins now, reads on from there, and goes back to where the state was taken."""
+    scene = Scene()
+    metadata = scene.cluster.metadata
+    create = metadata.commands.create_topic("orders", [partition(1, 2, 3)], {})
+    there, _ = apply(metadata.image, create)
+    (chunk,) = state_chunks(Offset(7), snapshot(there, Offset(7)))
+    records = {7: metadata.commands.create_topic("more", [partition(2)], {}), 8: metadata.commands.state_chunk(chunk)}
+    asked: list[int] = []
+
+    def fetch(request: bytes) -> bytes:
+        offset = log_pb2.FetchRequest.FromString(request).offset
+        asked.append(offset)
+        if offset < 6:
+            raise FluxError(Reason.OFFSET_OUT_OF_RANGE, "a test", metadata={"log_start_offset": "6"})
+        response = log_pb2.FetchResponse()
+        response.records.add(offset=max(offset, 6), value=records.get(offset, create).SerializeToString())
+        return response.SerializeToString()
+
+    scene.calls.answers["Fetch"] = fetch
+
+    async def work() -> None:
+        task = asyncio.ensure_future(scene.currency.fetch_metadata())
+        async with asyncio.timeout(10):
+            await scene.follower.wait_applied(Offset(9))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
+    assert asked[:6] == [0, 6, 7, 8, 7, 8]
+    image = scene.follower.image
+    assert (image.topic("orders") is not None, image.topic("more") is not None) == (True, True)
 
 
 def test_a_copy_that_has_become_the_replica_is_followed() -> None:

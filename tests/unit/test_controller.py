@@ -17,7 +17,7 @@ from fluxd.broker.metadata import Change, MetadataFollower
 from fluxd.core import limits
 from fluxd.core.batch import batch_from_records, records_from_frames
 from fluxd.core.errors import FluxError, Reason
-from fluxd.core.metadata import Node, founding_image
+from fluxd.core.metadata import COMMAND_VERSION, Node, founding_image
 from fluxd.core.types import METADATA_GROUP, METADATA_TOPIC, NodeId, Offset, Term
 from fluxd.raft.group import Group
 from fluxd.raft.host import Host
@@ -59,7 +59,9 @@ class OneNode:
         self.follower = MetadataFollower(self.clock.reactor, founding_image(founding([ME])), on_fatal=self.fatal.append)
         self.follower.listeners += [self._applied, self.changes.append]
         self.view.image = self.follower.image
-        group = self.host.open(GroupSpec(METADATA_GROUP, 0, (ME,), directory(ME)))
+        group = self.host.open(
+            GroupSpec(METADATA_GROUP, 0, (ME,), directory(ME), segment_bytes=limits.METADATA_SEGMENT_BYTES)
+        )
         assert isinstance(group, Group)
         self.group = group
         self.follower.follow(group)
@@ -68,12 +70,15 @@ class OneNode:
     def _applied(self, change: Change) -> None:
         self.view.image = change.new
 
-    def register(self, *nodes: int) -> None:
+    def register(self, *nodes: int, metadata_version: int = COMMAND_VERSION) -> None:
         """Other nodes tell of themselves."""
         for node in nodes:
             self.view.observe_status(
-                peer_pb2.NodeStatus(node_id=node, directory_id=directory(node), advertised_address=f"host{node}:7000")
-            )
+                peer_pb2.NodeStatus(
+                    node_id=node, directory_id=directory(node), advertised_address=f"host{node}:7000",
+                    metadata_version=metadata_version,
+                )
+            )  # fmt: skip
 
     def start(self, nodes: int = 3) -> None:
         """Until this node leads and the others are registered."""
@@ -220,7 +225,7 @@ def test_nodes_are_registered_from_what_they_tell(node: OneNode) -> None:
 
 
 def test_the_image_is_the_same_after_a_restart(node: OneNode) -> None:
-    """The log is replayed from its beginning; listeners hear of few changes, with all deletions in them."""
+    """The log is replayed; listeners hear of few changes, with all deletions in them."""
     run(node, node.controller.create_topic(create(partitions=3)))
     gone = run(node, node.controller.create_topic(create("gone"))).topic
     run(node, node.controller.delete_topic(admin_pb2.DeleteTopicRequest(name="gone")))
@@ -233,6 +238,133 @@ def test_the_image_is_the_same_after_a_restart(node: OneNode) -> None:
     assert again.follower.image == image
     assert len(again.changes) <= 2  # up to the checkpoint, and up to what is committed since
     assert frozenset().union(*(change.deleted_topics for change in again.changes)) == {gone.topic_id}
+
+
+def change(node: OneNode, times: int) -> None:
+    """So many commands."""
+    for number in range(times):
+        alter = admin_pb2.AlterTopicRequest(name="orders", set_configs={"retention.bytes": str(1_000 + number)})
+        run(node, node.controller.alter_topic(alter))
+
+
+@pytest.fixture
+def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trimmed soon, segment by segment."""
+    monkeypatch.setattr(limits, "METADATA_TRIM_RECORDS", 20)
+    monkeypatch.setattr(limits, "METADATA_SEGMENT_BYTES", 1_000)
+
+
+@pytest.mark.usefixtures("short_log")
+def test_the_log_is_kept_short() -> None:
+    """The state is written into the log, and what is before it goes, with its segments; at the next start the node has
+    the same image, and is told of what was deleted before.
+    """
+    node = OneNode()
+    node.start(1)
+    run(node, node.controller.create_topic(create(partitions=3)))
+    gone = run(node, node.controller.create_topic(create("gone"))).topic
+    run(node, node.controller.delete_topic(admin_pb2.DeleteTopicRequest(name="gone")))
+    change(node, 30)
+    node.until(lambda: node.group.log_start_offset >= 20)
+    node.until(lambda: node.group.log.first_index > 1)
+    change(node, 3)
+    node.host.stop()
+    node.clock.reactor.die()
+    again = OneNode(node.disk)
+    again.until(lambda: again.follower.applied_offset == node.follower.applied_offset)
+    again.clock.advance(1.0)
+    assert again.group.log_start_offset == node.group.log_start_offset
+    assert again.follower.image == node.follower.image
+    assert len(again.changes) <= 2  # up to the checkpoint, and up to what is committed since
+    assert gone.topic_id in again.changes[0].deleted_topics
+    assert not again.fatal
+    again.until(lambda: again.group.role is Role.LEADER)
+    change(again, 30)
+    again.until(lambda: again.group.log_start_offset > node.group.log_start_offset)
+
+
+@pytest.mark.usefixtures("short_log")
+def test_a_follower_that_the_start_overtakes_finds_the_state() -> None:
+    """It jumps, and its listeners hear of what was deleted in what it did not see."""
+    node = OneNode()
+    node.start(1)
+    run(node, node.controller.create_topic(create()))
+    gone = run(node, node.controller.create_topic(create("gone"))).topic
+    late = MetadataFollower(node.clock.reactor, founding_image(founding([ME])), on_fatal=node.fatal.append)
+    heard: list[Change] = []
+    late.listeners.append(heard.append)
+    late.follow(node.group)
+    node.until(lambda: late.image == node.follower.image)
+    late.leave_replica()
+    run(node, node.controller.delete_topic(admin_pb2.DeleteTopicRequest(name="gone")))
+    change(node, 30)
+    node.until(lambda: node.group.log_start_offset >= 20)
+    assert late.applied_offset < node.group.log_start_offset
+    heard.clear()
+    late.follow(node.group)
+    node.until(lambda: bool(heard))
+    assert late.image == node.follower.image
+    assert [each.deleted_topics for each in heard] == [{gone.topic_id}]
+    assert not node.fatal
+
+
+def test_large_commands_are_trimmed_before_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their bytes, and not again until there are as many once more."""
+    monkeypatch.setattr(limits, "METADATA_TRIM_BYTES", 2_000)
+    node = OneNode()
+    node.start(1)
+    run(node, node.controller.create_topic(create(partitions=200)))
+    node.until(lambda: node.group.log_start_offset > 0)
+    end = node.group.log_end_offset
+    node.clock.advance(3 * limits.LOG_TRIM_INTERVAL)
+    assert node.group.log_end_offset == end
+
+
+@pytest.mark.usefixtures("short_log")
+def test_no_state_is_written_while_a_node_would_stop_at_it() -> None:
+    """One of an older version, or that has not told yet, as long as it is up."""
+    node = OneNode()
+    node.start()
+    run(node, node.controller.create_topic(create()))
+    change(node, 30)
+    for version in (2, 0):
+        for _ in range(int(2 * limits.LOG_TRIM_INTERVAL)):
+            node.register(2)
+            node.register(3, metadata_version=version)
+            node.clock.advance(1.0)
+        assert node.group.log_start_offset == 0
+        assert node.follower.image.feature_level < COMMAND_VERSION
+    node.clock.advance(limits.NODE_DOWN_AFTER + limits.LOG_TRIM_INTERVAL)
+    assert node.group.log_start_offset > 0
+
+
+@pytest.mark.usefixtures("short_log")
+def test_nothing_is_trimmed_before_the_whole_state_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that is refused ends it; the next round begins anew."""
+    monkeypatch.setattr("fluxd.core.state_chunks._CHUNK_BYTES", 100)
+    node = OneNode()
+    node.start(1)
+    run(node, node.controller.create_topic(create(partitions=200)))
+    change(node, 30)
+    submit, chunks = node.group.submit, 0
+
+    def count(append: Append) -> None:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 3:
+            append.done(FluxError(Reason.NO_QUORUM, "a test"))
+        else:
+            submit(append)
+
+    monkeypatch.setattr(node.group, "submit", count)
+    node.until(lambda: chunks == 3)
+    assert node.group.trimming.wanted is None
+    node.until(lambda: node.group.log_start_offset > 0)
+    assert chunks > 6
+    state = node.follower.image
+    late = MetadataFollower(node.clock.reactor, founding_image(founding([ME])), on_fatal=node.fatal.append)
+    late.follow(node.group)
+    node.until(lambda: late.image == state)
 
 
 def test_a_copied_replica_is_bound(node: OneNode) -> None:

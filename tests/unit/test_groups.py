@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fluxd.core.errors import CorruptDataError, Reason
-from fluxd.core.group_snapshot import StateSearch, restore, snapshot
+from fluxd.core.group_snapshot import restore, snapshot
 from fluxd.core.groups import UnknownGroupCommand, apply_group_command, decode_group_command
+from fluxd.core.state_chunks import StateSearch, state_chunks
 from fluxd.core.types import Offset
 from fluxlog.v1 import group_log_pb2
 from tests.group_kit import NAME, TOPIC, GroupLab, at, member_id
@@ -234,24 +235,28 @@ def test_bytes_that_are_no_command() -> None:
 
 def test_the_state_is_found_in_a_log_whose_begin_is_gone(lab: GroupLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks, with commands between them; chunks of an earlier state, or of one that is not whole, do not count."""
-    monkeypatch.setattr("fluxd.core.group_commands._CHUNK_BYTES", 100)
+    monkeypatch.setattr("fluxd.core.state_chunks._CHUNK_BYTES", 100)
     lab.join(1)
     lab.join(2)
     lab.balance()
     taken = lab.state
-    stale = lab.commands.state_chunks(Offset(taken.applied_offset - 1), snapshot(taken))
-    chunks = lab.commands.state_chunks(taken.applied_offset, snapshot(taken))
+    stale = state_chunks(Offset(taken.applied_offset - 1), snapshot(taken))
+    chunks = state_chunks(taken.applied_offset, snapshot(taken))
     assert len(chunks) > 2
     for number, chunk in enumerate(chunks):
         for each in stale[number : number + 1]:
-            lab.apply(each)
-        lab.apply(chunk)
+            lab.apply(lab.commands.state_chunk(each))
+        lab.apply(lab.commands.state_chunk(chunk))
         lab.commit(lab.member(1), 0, number)
     search = StateSearch(taken.applied_offset)
-    found = [search.look(command) for command in lab.log[taken.applied_offset :]]
-    (state,) = [each for each in found if each is not None]
+    looked = [
+        search.look(command.state_chunk if command.HasField("state_chunk") else None)
+        for command in lab.log[taken.applied_offset :]
+    ]
+    (found,) = [each for each in looked if each is not None]
+    state = restore(found)
     assert state == taken
-    assert found[-1] is None, "the last commit is behind it"
+    assert looked[-1] is None, "the last commit is behind it"
     for command in lab.log[state.applied_offset :]:
         state, _, _ = apply_group_command(state, command)
     assert state == lab.state

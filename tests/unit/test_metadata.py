@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from fluxd.core import limits
-from fluxd.core.errors import Reason
+from fluxd.core.errors import CorruptDataError, Reason
 from fluxd.core.metadata import (
     COMMAND_VERSION,
     FIRST_GENERATION,
@@ -16,13 +17,16 @@ from fluxd.core.metadata import (
     Node,
     Partition,
     Replica,
+    Result,
     UnknownCommand,
     apply,
     decode_command,
     founding_image,
 )
 from fluxd.core.metadata_commands import Commands
-from fluxd.core.types import METADATA_TOPIC, METADATA_TOPIC_ID, GroupId, NodeId
+from fluxd.core.metadata_snapshot import SNAPSHOT_VERSION, restore, snapshot
+from fluxd.core.state_chunks import state_chunks
+from fluxd.core.types import METADATA_TOPIC, METADATA_TOPIC_ID, GroupId, NodeId, Offset
 from fluxlog.v1 import metadata_pb2, peer_pb2
 
 
@@ -205,6 +209,53 @@ def test_remembered_commands_are_bounded(commands: Commands) -> None:
         image, _ = apply(image, commands.register_node(node))
     assert len(image.remembered) == limits.METADATA_COMMANDS_REMEMBERED
     assert first.command_id not in image.remembered
+
+
+def test_deleted_topics_are_remembered(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last so many, oldest first: a node that was away learns from them whose files it may remove."""
+    monkeypatch.setattr(limits, "METADATA_DELETIONS_REMEMBERED", 2)
+    image, first = with_topic(commands, "a")
+    ids = [first]
+    for name in "bc":
+        image, result = apply(image, commands.create_topic(name, partitions((1,)), {}))
+        ids.append(result.created_topic)
+    for topic_id in ids:
+        image, _ = apply(image, commands.delete_topic(topic_id))
+    assert image.deleted_topics == tuple(ids[1:])
+
+
+def test_a_state_in_the_log_changes_nothing_but_the_feature_level(commands: Commands) -> None:
+    """Nor is it remembered: it would push out the ids of changes."""
+    image, _ = with_topic(commands)
+    (chunk,) = state_chunks(Offset(1), snapshot(image, Offset(1)))
+    after, result = apply(image, commands.state_chunk(chunk))
+    assert result == Result()
+    assert after.feature_level == 3
+    assert replace(after, feature_level=image.feature_level) == image
+    assert apply(after, commands.state_chunk(chunk))[0] is after
+
+
+def test_a_state_of_a_later_version_stops_the_node(commands: Commands) -> None:
+    """Its own layout, or commands in it that this node would not have understood."""
+    image, _ = with_topic(commands)
+    later = metadata_pb2.MetadataSnapshot.FromString(snapshot(image, Offset(1)))
+    later.version = SNAPSHOT_VERSION + 1
+    with pytest.raises(UnknownCommand):
+        restore(later.SerializeToString())
+    with pytest.raises(UnknownCommand):
+        restore(snapshot(replace(image, feature_level=COMMAND_VERSION + 1), Offset(1)))
+
+
+def test_an_unsound_state_is_corrupt(commands: Commands) -> None:
+    """A replica that is not in the table, or a number of them that does not add up."""
+    image, _ = with_topic(commands)
+    for edit in ("replicas", "replica_counts", "generations"):
+        broken = metadata_pb2.MetadataSnapshot.FromString(snapshot(image, Offset(1)))
+        getattr(broken.topics[1], edit).append(7)
+        if edit == "replicas":
+            broken.topics[1].replica_counts[-1] += 1
+        with pytest.raises(CorruptDataError):
+            restore(broken.SerializeToString())
 
 
 def test_what_is_not_understood_stops_the_node(commands: Commands) -> None:

@@ -9,7 +9,10 @@ _GROUP = "fluxd/raft/group.py"
 _LEADING = "fluxd/raft/leading.py"
 _HEAD = "fluxd/storage/head.py"
 _LOG = "fluxd/storage/log.py"
+_LOG_TRIMMING = "fluxd/broker/log_trimming.py"
+_STATE_CHUNKS = "fluxd/core/state_chunks.py"
 _RECOVERY = "fluxd/storage/recovery.py"
+_CONTROLLER = "tests/unit/test_controller.py::"
 _STORAGE = "tests/unit/test_storage_trim.py::"
 _TRIMMING = "tests/simulation/test_trimming.py::"
 
@@ -110,5 +113,34 @@ MUTANTS = (
         "after a trim the library is told to send nothing from before it",
         (Edit(_GROUP, "        self.guard.leading.log_trimmed()\n", "        pass\n"),),
         guard=_TRIMMING + "test_what_the_leader_would_send_next_is_not_before_its_log",
+    ),
+    # ------------------------------------------------------------------ states in their own logs
+    Mutant(
+        "trim-state",
+        "nothing is trimmed before the state that stands for it is committed",
+        (
+            Edit(
+                _LOG_TRIMMING,
+                "            if error is None:\n                self._write(taken_at, left)",
+                "            if True:\n                self._write(taken_at, left)",
+            ),
+        ),
+        guard=_CONTROLLER + "test_nothing_is_trimmed_before_the_whole_state_is_committed",
+    ),
+    Mutant(
+        "trim-state-start",
+        "a state counts only when the log still has all that follows it",
+        (
+            Edit(
+                _STATE_CHUNKS, "if chunk is None or chunk.applied_offset < self._log_start_offset:", "if chunk is None:"
+            ),
+        ),
+        guard="tests/unit/test_groups.py::test_the_state_is_found_in_a_log_whose_begin_is_gone",
+    ),
+    Mutant(
+        "trim-state-upgrade",
+        "no state is written while a node is up that would stop at it",
+        (Edit("fluxd/broker/metadata_trimming.py", "return is_long and self._all_understand()", "return is_long"),),
+        guard=_CONTROLLER + "test_no_state_is_written_while_a_node_would_stop_at_it",
     ),
 )
