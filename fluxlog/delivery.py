@@ -97,6 +97,8 @@ class PartitionQueue:
     """Not before; 0: at once."""
     leader: str = ""
     """Where an answer said that the leader is; taken up when nothing is in flight."""
+    leader_epoch: int = 0
+    """The newest one that was told; 0: none."""
     avoid: str = ""
     """Address that did not answer last: a hint to it is old news."""
 

@@ -45,6 +45,7 @@ _DOUBTFUL = frozenset(
     {"OUT_OF_ORDER_SEQUENCE", "UNKNOWN_PRODUCER", "UNKNOWN_TOPIC", "UNKNOWN_PARTITION", "TOPIC_ID_MISMATCH"}
 )
 _DOUBT_SECONDS = 4.0
+_WITHOUT_LEADER = frozenset({"NOT_LEADER", "NO_LEADER", "REPLICA_OFFLINE", "STOPPING", "OUTCOME_UNKNOWN"})
 
 
 class Stream(Protocol):
@@ -109,6 +110,10 @@ class Pipeline:
         """Something may be sent or finished; a dict for its order."""
         self._no_room: dict[PartitionQueue, None] = {}
         """Held back by STREAM_BYTES_MAX."""
+        self._leaderless: dict[PartitionQueue, None] = {}
+        """The last attempt failed, and nothing said where the leader is."""
+        self.poll_pause = 0.0
+        """Seconds for which those wait at least until the next attempt: set by who has them told (`leader_told`)."""
         self.deadline = math.inf
         """When `advance` is to be called at the latest, by the clock. Never later than needed, perhaps earlier."""
 
@@ -153,6 +158,39 @@ class Pipeline:
         for stream in self._streams.values():
             stream.cancel()
         self._streams.clear()
+
+    # ---- leaders
+
+    def leaderless(self, count_max: int) -> list[PartitionQueue]:
+        """Partitions with something to be written whose leader nobody knows. What is in flight is not among them: the
+        node that has it waits for the same news.
+        """
+        waiting = (partition for partition in self._leaderless if partition.batches and not partition.sent)
+        return list(itertools.islice(waiting, count_max))
+
+    def leader_told(self, topic: str, number: int, *, address: str, epoch: int) -> None:
+        """A node said who leads a partition: what waits for that goes out at once."""
+        partition = self._partitions.get((topic, number))
+        if (
+            partition is None
+            or partition not in self._leaderless
+            or partition.sent
+            or epoch <= partition.leader_epoch
+            or not address
+        ):
+            return
+        del self._leaderless[partition]
+        self._nodes.remember([address])
+        partition.leader_epoch = epoch
+        partition.leader, partition.avoid, partition.retry_at = address, "", 0.0
+        self._ready[partition] = None
+
+    def nobody_tells(self) -> None:
+        """No node says who leads: from now on the nodes are tried, one after the other, with the usual pauses."""
+        self.poll_pause = 0.0
+        for partition in self._leaderless:
+            partition.retry_at = 0.0
+            self._ready[partition] = None
 
     # ---- time
 
@@ -275,6 +313,8 @@ class Pipeline:
             if committed.leader.address:
                 self._nodes.remember([committed.leader.address])
                 partition.leader = committed.leader.address
+            partition.leader_epoch = max(partition.leader_epoch, committed.leader.leader_epoch)
+            self._leaderless.pop(partition, None)
             self._finish(partition, batch, Outcome.COMMITTED, committed=committed)
             return
         error = from_error_message(response.error, address=stream.address)
@@ -333,7 +373,7 @@ class Pipeline:
         partition.failures += 1
         self._choose_target(partition, error)
         wait = min(_BACKOFF_MIN * 2 ** min(partition.failures - 1, 10), self._backoff_max)
-        wait = max(wait, error.retry_after_ms / 1000)
+        wait = max(wait, error.retry_after_ms / 1000, self.poll_pause if partition in self._leaderless else 0.0)
         partition.retry_at = now + wait
         self.deadline = min(self.deadline, partition.retry_at)
         if self._on_retry is not None:
@@ -342,6 +382,7 @@ class Pipeline:
 
     def _choose_target(self, partition: PartitionQueue, error: FluxlogError) -> None:
         failed, partition.leader = partition.target, ""
+        self._leaderless.pop(partition, None)
         if error.reason == "OVERLOADED":
             return
         if not error.from_server:
@@ -351,6 +392,10 @@ class Pipeline:
             partition.target = error.leader_address
         else:
             partition.target = self._nodes.next_address(failed)
+            if partition.target == partition.avoid:
+                partition.target = self._nodes.next_address(partition.target)
+            if not error.from_server or error.reason in _WITHOUT_LEADER:
+                self._leaderless[partition] = None
 
     # ---- outcomes
 

@@ -18,6 +18,7 @@ from fluxd.broker import describe
 from fluxd.broker.cluster import ClusterView, LeaderHint
 from fluxd.broker.controller import Controller
 from fluxd.broker.currency import Calls, MetadataCurrency
+from fluxd.broker.leader_waiting import LeaderWaiting
 from fluxd.broker.routes import LEADER_WAIT, Route
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
@@ -75,6 +76,7 @@ class Administration:
     ) -> None:
         self._view, self._routes, self._currency = view, routes, currency
         self.controller, self._calls = controller, calls
+        self.leader_waiting = LeaderWaiting(view)
 
     # ---- changes
 

@@ -144,6 +144,12 @@ METADATA_READ_BYTES: Final = 64 * KIB
 CONTROLLER_QUEUE_MAX: Final = 256
 """Changes of the metadata that wait for the one before; beyond it the answer is OVERLOADED."""
 TOPIC_WAIT_MS_MAX: Final = 30_000
+LEADER_WAIT_MS_MAX: Final = 5_000
+"""Of AwaitLeaders."""
+AWAITED_LEADERS_MAX: Final = 10_000
+"""Partitions of one AwaitLeaders."""
+LEADER_WAITS_MAX: Final = 1_024
+"""Calls of AwaitLeaders that wait on one node."""
 LEADER_BALANCE_INTERVAL: Final = 1.0
 LEADER_BALANCE_SETTLE: Final = 3.0
 """A preferred leader gets its partitions back when it has been in sync for this long."""

@@ -97,6 +97,12 @@ class AdminServicer:
         """See admin.proto."""
         return cluster_description(self._view)
 
+    async def AwaitLeaders(  # noqa: N802
+        self, request: admin_pb2.AwaitLeadersRequest, context: Context
+    ) -> admin_pb2.AwaitLeadersResponse:
+        """See admin.proto."""
+        return await self._administration().leader_waiting.wait(request)
+
     async def TransferLeadership(  # noqa: N802
         self, request: admin_pb2.TransferLeadershipRequest, context: Context
     ) -> admin_pb2.TransferLeadershipResponse:

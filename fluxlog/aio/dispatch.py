@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from fluxlog.aio.connection import Connection
 from fluxlog.aio.lanes import Lane, RecordsBatch
+from fluxlog.aio.leader_watch import LeaderWatch
 from fluxlog.aio.produce_stream import ProduceStream
 from fluxlog.aio.tasks import TaskSet
 from fluxlog.codec import Codec
@@ -47,6 +48,7 @@ class Dispatch:
             connection, self._open_stream, on_result=self._take_result, on_retry=on_retry, clock=time.monotonic,
             codec=codec, delivery_timeout=delivery_timeout,
         )  # fmt: skip
+        self._leaders = LeaderWatch(connection, self.pipeline, self._tasks, self._soon)
         self._touched: dict[Lane, None] = {}
         """Their open batch may be due."""
         self._lingering: dict[Lane, None] = {}
@@ -109,6 +111,7 @@ class Dispatch:
 
     def _advance(self) -> None:
         self.pipeline.advance()
+        self._leaders.look()
         self._arm(self.pipeline.deadline)
 
     def _arm(self, when: float) -> None:

@@ -74,6 +74,11 @@ class AdminStub(object):
                 request_serializer=fluxlog_dot_v1_dot_admin__pb2.DescribeClusterRequest.SerializeToString,
                 response_deserializer=fluxlog_dot_v1_dot_admin__pb2.DescribeClusterResponse.FromString,
                 _registered_method=True)
+        self.AwaitLeaders = channel.unary_unary(
+                '/fluxlog.v1.Admin/AwaitLeaders',
+                request_serializer=fluxlog_dot_v1_dot_admin__pb2.AwaitLeadersRequest.SerializeToString,
+                response_deserializer=fluxlog_dot_v1_dot_admin__pb2.AwaitLeadersResponse.FromString,
+                _registered_method=True)
         self.TransferLeadership = channel.unary_unary(
                 '/fluxlog.v1.Admin/TransferLeadership',
                 request_serializer=fluxlog_dot_v1_dot_admin__pb2.TransferLeadershipRequest.SerializeToString,
@@ -152,6 +157,16 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitLeaders(self, request, context):
+        """Tells leaders as soon as they are known to the node that is asked: for clients whose partitions have lost theirs. It is
+        answered when a leader of all the partitions is known, or a moment (20 ms) after some are, or when the time is up with
+        nothing. A client takes what is told and asks again for the rest, instead of trying one node after the other. Any node
+        can be asked; never forwarded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TransferLeadership(self, request, context):
         """Moves a partition's leadership to a replica that is caught up.
         """
@@ -225,6 +240,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.DescribeCluster,
                     request_deserializer=fluxlog_dot_v1_dot_admin__pb2.DescribeClusterRequest.FromString,
                     response_serializer=fluxlog_dot_v1_dot_admin__pb2.DescribeClusterResponse.SerializeToString,
+            ),
+            'AwaitLeaders': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitLeaders,
+                    request_deserializer=fluxlog_dot_v1_dot_admin__pb2.AwaitLeadersRequest.FromString,
+                    response_serializer=fluxlog_dot_v1_dot_admin__pb2.AwaitLeadersResponse.SerializeToString,
             ),
             'TransferLeadership': grpc.unary_unary_rpc_method_handler(
                     servicer.TransferLeadership,
@@ -463,6 +483,33 @@ class Admin(object):
             '/fluxlog.v1.Admin/DescribeCluster',
             fluxlog_dot_v1_dot_admin__pb2.DescribeClusterRequest.SerializeToString,
             fluxlog_dot_v1_dot_admin__pb2.DescribeClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitLeaders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluxlog.v1.Admin/AwaitLeaders',
+            fluxlog_dot_v1_dot_admin__pb2.AwaitLeadersRequest.SerializeToString,
+            fluxlog_dot_v1_dot_admin__pb2.AwaitLeadersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,12 @@ class AdminStub:
     before it. To delete by time, ask ListOffsets for its offset first.
     """
     DescribeCluster: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DescribeClusterRequest, _admin_pb2.DescribeClusterResponse]
+    AwaitLeaders: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AwaitLeadersRequest, _admin_pb2.AwaitLeadersResponse]
+    """Tells leaders as soon as they are known to the node that is asked: for clients whose partitions have lost theirs. It is
+    answered when a leader of all the partitions is known, or a moment (20 ms) after some are, or when the time is up with
+    nothing. A client takes what is told and asks again for the rest, instead of trying one node after the other. Any node
+    can be asked; never forwarded.
+    """
     TransferLeadership: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TransferLeadershipRequest, _admin_pb2.TransferLeadershipResponse]
     """Moves a partition's leadership to a replica that is caught up."""
     CheckReplica: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CheckReplicaRequest, _admin_pb2.CheckReplicaResponse]
@@ -78,6 +84,12 @@ class AdminAsyncStub(AdminStub):
     before it. To delete by time, ask ListOffsets for its offset first.
     """
     DescribeCluster: _aio.UnaryUnaryMultiCallable[_admin_pb2.DescribeClusterRequest, _admin_pb2.DescribeClusterResponse]  # type: ignore[assignment]
+    AwaitLeaders: _aio.UnaryUnaryMultiCallable[_admin_pb2.AwaitLeadersRequest, _admin_pb2.AwaitLeadersResponse]  # type: ignore[assignment]
+    """Tells leaders as soon as they are known to the node that is asked: for clients whose partitions have lost theirs. It is
+    answered when a leader of all the partitions is known, or a moment (20 ms) after some are, or when the time is up with
+    nothing. A client takes what is told and asks again for the rest, instead of trying one node after the other. Any node
+    can be asked; never forwarded.
+    """
     TransferLeadership: _aio.UnaryUnaryMultiCallable[_admin_pb2.TransferLeadershipRequest, _admin_pb2.TransferLeadershipResponse]  # type: ignore[assignment]
     """Moves a partition's leadership to a replica that is caught up."""
     CheckReplica: _aio.UnaryUnaryMultiCallable[_admin_pb2.CheckReplicaRequest, _admin_pb2.CheckReplicaResponse]  # type: ignore[assignment]
@@ -154,6 +166,18 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.DescribeClusterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DescribeClusterResponse, _abc.Awaitable[_admin_pb2.DescribeClusterResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AwaitLeaders(
+        self,
+        request: _admin_pb2.AwaitLeadersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AwaitLeadersResponse, _abc.Awaitable[_admin_pb2.AwaitLeadersResponse]]:
+        """Tells leaders as soon as they are known to the node that is asked: for clients whose partitions have lost theirs. It is
+        answered when a leader of all the partitions is known, or a moment (20 ms) after some are, or when the time is up with
+        nothing. A client takes what is told and asks again for the rest, instead of trying one node after the other. Any node
+        can be asked; never forwarded.
+        """
 
     @_abc_1.abstractmethod
     def TransferLeadership(

@@ -50,6 +50,7 @@ class FakePartition:
     """Committed batches, and which (producer, sequence) they were."""
 
     leader: int
+    epoch: int = 1
     frames: list[bytes] = field(default_factory=list)
     bases: list[int] = field(default_factory=list)
     values: list[bytes | None] = field(default_factory=list)
@@ -117,6 +118,10 @@ class FakeCluster:
         """Nodes that are cut off from the others: the high watermark that each one stays at."""
         self.following: list[tuple[int, int]] = []
         """(node, offset) of each Follow."""
+        self.tells_leaders = True
+        """AwaitLeaders is known here."""
+        self.awaited = 0
+        """Calls of AwaitLeaders that were answered."""
         self.ignorant: set[int] = set()
         """Nodes that have not heard of any topic yet."""
         self.answers_together = 1
@@ -144,6 +149,7 @@ class FakeCluster:
             for partition in partitions:
                 if partition.leader == node_id and self._servers:
                     partition.leader = min(self._servers)
+                    partition.epoch += 1
 
     def stop(self) -> None:
         for server in list(self._servers.values()):
@@ -164,7 +170,9 @@ class FakeCluster:
         return self.topics[topic][number]
 
     def hint(self, partition: FakePartition) -> log_pb2.LeaderHint:
-        return log_pb2.LeaderHint(node_id=partition.leader, address=self.addresses[partition.leader], leader_epoch=1)
+        return log_pb2.LeaderHint(
+            node_id=partition.leader, address=self.addresses[partition.leader], leader_epoch=partition.epoch
+        )
 
     def produce(self, request: log_pb2.ProduceRequest) -> tuple[log_pb2.ProduceResponse, Fault | None]:
         """Commit, or raise; a fault that breaks the connection afterwards is returned."""
@@ -365,6 +373,23 @@ class _Admin(admin_pb2_grpc.AdminServicer):
             cluster_id="fake", node_id=self._node_id, controller_node=min(cluster.up()), nodes=nodes,
             topics=len(cluster.topics),
         )  # fmt: skip
+
+    def AwaitLeaders(
+        self, request: admin_pb2.AwaitLeadersRequest, context: grpc.ServicerContext
+    ) -> admin_pb2.AwaitLeadersResponse:
+        cluster = self._cluster
+        if not cluster.tells_leaders:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "an older version")
+        cluster.awaited += 1
+        response = admin_pb2.AwaitLeadersResponse()
+        for asked in request.partitions:
+            partition = cluster.partition(asked.topic, asked.partition)
+            if partition.epoch > asked.after_epoch:
+                response.leaders.add(
+                    topic=asked.topic, partition=asked.partition, node_id=partition.leader,
+                    address=cluster.addresses[partition.leader], leader_epoch=partition.epoch,
+                )  # fmt: skip
+        return response
 
     @_answered
     def CreateTopic(self, request: admin_pb2.CreateTopicRequest) -> admin_pb2.CreateTopicResponse:
