@@ -113,7 +113,10 @@ class Node:
         )
         self._links = Links(self._me, self._secret, self._addresses, machine.network)
         self._host = self._make_host()
-        self._view = ClusterView(reactor, self._local_node(), self._host.groups, disk_full=lambda: self._host.disk_full)
+        self._view = ClusterView(
+            reactor, self._local_node(), self._host.groups, answered=self._host.heartbeats.answered,
+            disk_full=lambda: self._host.disk_full,
+        )  # fmt: skip
         self._forwarder = Forwarder(self._me, self._secret, self._links, list(self._addresses), machine.network)
         self._neighbours = Neighbours(self._links, self._host, self._view, self._forwarder, on_fatal=self.fail)
         self._reception = Reception(self._me, self._secret, self._links.directory_of)

@@ -10,11 +10,14 @@ Deliberately absent: any decision. All calls are on the loop; nothing here waits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
+from google.protobuf.message import DecodeError
+
 from fluxd.core import limits
+from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import COMMAND_VERSION, Image, Topic
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId, Offset, Term
@@ -55,11 +58,30 @@ class LeadingReplica(Replica, Protocol):
     """A replica while its role is LEADER."""
 
     def leader_status(self) -> peer_pb2.LeaderStatus: ...
+    def encoded_status(self) -> bytes: ...
 
 
 def leader_status(replica: Replica) -> peer_pb2.LeaderStatus | None:
     """What this node's replica knows as the leader; None when it is not."""
     return cast(LeadingReplica, replica).leader_status() if replica.role is Role.LEADER else None
+
+
+def _leader_status(encoded: bytes) -> peer_pb2.LeaderStatus:
+    try:
+        return peer_pb2.LeaderStatus.FromString(encoded)
+    except DecodeError as error:
+        raise FluxError(Reason.INVALID_ARGUMENT, f"{len(encoded)} bytes are not a LeaderStatus") from error
+
+
+def _with_answers(leading: peer_pb2.LeaderStatus, answered: Iterable[peer_pb2.Answered]) -> peer_pb2.LeaderStatus:
+    """With the times when followers towards whom the group rests were heard."""
+    ms_ago = {answer.node_id: answer.ms_ago for answer in answered}
+    out = peer_pb2.LeaderStatus()
+    out.CopyFrom(leading)
+    for follower in out.followers:
+        if follower.rests and follower.node_id in ms_ago:
+            follower.last_heard_ms = ms_ago[follower.node_id]
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +114,8 @@ class _Peer:
     joined_at: float | None = None
     status: peer_pb2.NodeStatus | None = None
     status_at: float = 0.0
+    rows: dict[bytes, GroupId] = field(default_factory=dict)
+    """`status.leading`, and the partition that each is of."""
     leading: dict[GroupId, peer_pb2.LeaderStatus] = field(default_factory=dict)
     troubles: dict[GroupId, peer_pb2.ReplicaTrouble] = field(default_factory=dict)
 
@@ -109,6 +133,7 @@ class ClusterView:
 
     Args:
         groups: this node's replicas by group; the host's table, read live.
+        answered: when each node last answered a list of heartbeats.
         disk_full: only the reserve of free space is left here.
     """
 
@@ -118,6 +143,7 @@ class ClusterView:
         local: LocalNode,
         groups: Mapping[GroupId, Replica],
         *,
+        answered: Callable[[], Mapping[NodeId, float]] = dict,
         disk_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self.local = local
@@ -127,8 +153,7 @@ class ClusterView:
         self.copied: set[GroupId] = set()
         """Replicas of this node that were admitted after a copy and wait to be bound to its directory."""
         self._reactor = reactor
-        self._groups = groups
-        self._disk_full = disk_full
+        self._groups, self._answered, self._disk_full = groups, answered, disk_full
         self._peers: dict[NodeId, _Peer] = {}
         self._told: dict[GroupId, tuple[Term, NodeId]] = {}
         self._watchers: list[Callable[[GroupId], None]] = []
@@ -207,30 +232,57 @@ class ClusterView:
     # ---- what nodes tell
 
     def observe_status(self, status: peer_pb2.NodeStatus) -> None:
-        """Take what another node tells of itself. The link has made sure that it is the sender's own."""
+        """Take what another node tells of itself. The link has made sure that it is the sender's own.
+
+        Raises:
+            FluxError: it holds something that is no LeaderStatus; nothing of it was taken.
+        """
         node_id = NodeId(status.node_id)
         if node_id == self.local.node_id:
             return
         self.peer_seen(node_id)
         peer = self._peer(node_id)
-        before = peer.leading
+        changed = self._take_rows(node_id, peer, status.leading)
         peer.status, peer.status_at = status, self._reactor.now()
-        peer.leading = {GroupId(leader.topic_id, leader.partition): leader for leader in status.leading}
         peer.troubles = {GroupId(trouble.topic_id, trouble.partition): trouble for trouble in status.troubles}
-        changed = []
-        for group_id in before.keys() - peer.leading.keys():
-            if self._told.get(group_id, (0, None))[1] == node_id:
-                del self._told[group_id]
-                changed.append(group_id)
-        for group_id, leader in peer.leading.items():
-            told = self._told.get(group_id)
-            if told is None or told[0] < leader.leader_epoch:
-                self._told[group_id] = (Term(leader.leader_epoch), node_id)
-                changed.append(group_id)
         for group_id in changed:
             self._changed(group_id)
         for listener in tuple(self._status_listeners):
             listener(status)
+
+    def _take_rows(self, node_id: NodeId, peer: _Peer, encoded: Iterable[bytes]) -> list[GroupId]:
+        """What a node leads; of what it told last time, only the differences are looked at. Partitions whose leader
+        that changes."""
+        rows = set(encoded)
+        new = {row: _leader_status(row) for row in rows - peer.rows.keys()}
+        gone = {peer.rows.pop(row) for row in peer.rows.keys() - rows}
+        changed = []
+        for row, leader in new.items():
+            group_id = peer.rows[row] = GroupId(leader.topic_id, leader.partition)
+            peer.leading[group_id] = leader
+            gone.discard(group_id)
+            told = self._told.get(group_id)
+            if told is None or told[0] < leader.leader_epoch:
+                self._told[group_id] = (Term(leader.leader_epoch), node_id)
+                changed.append(group_id)
+        for group_id in gone:
+            del peer.leading[group_id]
+            if self._told.get(group_id, (0, None))[1] == node_id:
+                self._untold(group_id)
+                changed.append(group_id)
+        return changed
+
+    def _untold(self, group_id: GroupId) -> None:
+        """The newest leader told of no longer says so: the next one, if another node says that it leads."""
+        others = [
+            (Term(peer.leading[group_id].leader_epoch), node_id)
+            for node_id, peer in self._peers.items()
+            if group_id in peer.leading
+        ]
+        if others:
+            self._told[group_id] = max(others)
+        else:
+            del self._told[group_id]
 
     def heard_own(self, status: peer_pb2.NodeStatus) -> None:
         """What this node tells the others it hears itself: it may be the controller, who looks after all of them."""
@@ -249,7 +301,9 @@ class ClusterView:
         _, node_id = self._told.get(group_id, (0, None))
         peer = self._peers.get(node_id) if node_id is not None else None
         leading = peer.leading.get(group_id) if peer else None
-        return None if peer is None or leading is None else (leading, self._reactor.now() - peer.status_at)
+        if peer is None or peer.status is None or leading is None:
+            return None
+        return _with_answers(leading, peer.status.answered), self._reactor.now() - peer.status_at
 
     def trouble(self, group_id: GroupId, node_id: NodeId) -> tuple[Role, str] | None:
         """UNADMITTED or FAILED, and why, of a replica that takes no part; None: nothing of that kind is known."""
@@ -295,19 +349,24 @@ class ClusterView:
             why=self.node_why(local.node_id),
             metadata_version=COMMAND_VERSION,
         )
+        now = self._reactor.now()
+        for node_id, moment in self._answered().items():
+            status.answered.add(node_id=node_id, ms_ago=round((now - moment) * 1000))
+        leading = []
         for group_id, group in self._groups.items():
-            leading = leader_status(group)
-            if leading is not None:
-                status.leading.append(leading)
-            if group.role in _OUT or group.why:
+            role, why = group.role, group.why
+            if role is Role.LEADER:
+                leading.append(cast(LeadingReplica, group).encoded_status())
+            if why or role in _OUT:
                 status.troubles.add(
                     topic_id=group_id.topic_id,
                     partition=group_id.partition,
-                    failed=group.role is Role.FAILED,
-                    why=group.why,
+                    failed=role is Role.FAILED,
+                    why=why,
                     copied=group_id in self.copied,
-                    takes_part=group.role not in _OUT,
+                    takes_part=role not in _OUT,
                 )
+        status.leading.extend(leading)
         return status
 
     # ---- who leads

@@ -6,8 +6,7 @@ watermark and the log end offset are exclusive).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 
 NodeId = NewType("NodeId", int)
 """1..65,535."""
@@ -30,9 +29,9 @@ METADATA_TOPIC_ID = bytes(15) + b"\x01"
 OFFSETS_TOPIC = "__consumer_offsets"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class GroupId:
-    """Identity of one Raft group: one partition of one incarnation of a topic."""
+class GroupId(NamedTuple):
+    """Identity of one Raft group: one partition of one incarnation of a topic. A tuple, since each message looks one
+    up: it is hashed and compared in C."""
 
     topic_id: bytes
     partition: int

@@ -23,6 +23,7 @@ from fluxd.raft.context import GroupContext
 from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
+from fluxd.raft.progress import NEVER
 from fluxd.raft.proposal import Append, AppendResult, Committed, Waiting
 from fluxd.raft.serving import CopyServing
 from fluxd.raft.spec import GroupSpec
@@ -90,6 +91,7 @@ class Group(Standing):
         self._known_leader: tuple[int, NodeId | None] = (0, None)
         self._arm_first_campaign()
         self.why, self._failed = "", False
+        self._encoded_status, self._encoded_until = b"", NEVER
 
     def _arm_first_campaign(self) -> None:
         if (self.log.last_index == 1 and self.voters[0] == self._context.node_id) or len(self.voters) == 1:
@@ -385,6 +387,7 @@ class Group(Standing):
 
     def step(self) -> None:
         """Timers, the library's tick, the next proposal, answers."""
+        self._encoded_until = NEVER
         self._context.enter()
         self.guard.tick()
         self._raft.doTick()

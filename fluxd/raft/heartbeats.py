@@ -153,6 +153,10 @@ class Heartbeats:
             self._transport.send(peer, pair.message)
             pair.outstanding.append((pair.round, now, listed))
 
+    def answered(self) -> dict[NodeId, float]:
+        """When each node that has answered lists did so the last time."""
+        return {peer: pair.heard_at for peer, pair in self._pairs.items() if pair.heard_at != NEVER}
+
     def peer_lost(self, peer: NodeId) -> None:
         """Nothing rests towards that node until it has answered again."""
         pair = self._pairs.get(peer)

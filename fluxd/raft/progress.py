@@ -169,7 +169,12 @@ class Progress:
             self.rest = None
             self.heartbeat_at = NEVER
 
+    @property
+    def in_sync_until(self) -> float:
+        """When it is no longer a member of the ISR, unless it is heard until then."""
+        caught_up_at = max(self.caught_up_at, self.rest.heard_at) if self.rest else self.caught_up_at
+        return caught_up_at + limits.IN_SYNC_TIMEOUT
+
     def in_sync(self, now: float) -> bool:
         """Member of the ISR."""
-        caught_up_at = max(self.caught_up_at, self.rest.heard_at) if self.rest else self.caught_up_at
-        return now - caught_up_at <= limits.IN_SYNC_TIMEOUT
+        return now <= self.in_sync_until

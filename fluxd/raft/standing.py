@@ -8,6 +8,7 @@ from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
+from fluxd.raft.progress import NEVER, NEVER_DUE
 from fluxd.raft.spec import Role
 from fluxd.raft.transport import Transport
 from fluxd.storage.log import PartitionLog
@@ -28,6 +29,9 @@ class Standing:
     high_watermark: Offset
     _failed: bool
     _why: str
+    _encoded_status: bytes
+    _encoded_until: float
+    """When `_encoded_status` is no longer sure to be true; NEVER since the last step."""
     _node_id: NodeId
     _transport: Transport
 
@@ -101,6 +105,21 @@ class Standing:
             if progress.acked_sequence and not progress.is_copying:
                 follower.last_heard_ms = round((now - progress.heard_at) * 1000)
         return status
+
+    def encoded_status(self) -> bytes:
+        """`leader_status` for other nodes: as it was last time, while nothing can have changed. Of followers towards
+        whom the group rests it says only that; when they were last heard, the answers to lists say for all groups.
+        """
+        if self.guard.now() >= self._encoded_until:
+            status, until = self.leader_status(), NEVER_DUE
+            for follower in status.followers:
+                progress = self.guard.leading.progress[NodeId(follower.node_id)]
+                follower.rests = progress.rest is not None and progress.rest.heard_at != NEVER
+                if follower.rests:
+                    follower.ClearField("last_heard_ms")
+                until = min(until, progress.in_sync_until if follower.rests else NEVER)
+            self._encoded_status, self._encoded_until = status.SerializeToString(), until
+        return self._encoded_status
 
     def not_leader(self) -> FluxError:
         """REJECTED, with what is known of the leader."""

@@ -19,10 +19,14 @@ _OPENED = peer_pb2.StreamOpened().SerializeToString()
 
 
 class Inbox(Protocol):
-    """Where frames go. Called on the loop; must not raise."""
+    """Where frames go. Called on the loop; must not raise anything else."""
 
     def receive_frame(self, peer: NodeId, frame: peer_pb2.PeerFrame) -> None:
-        """Messages and status of that peer."""
+        """Messages and status of that peer.
+
+        Raises:
+            FluxError: a part of it is malformed.
+        """
 
     def called_by(self, peer: NodeId) -> None:
         """That peer has opened a connection."""

@@ -728,6 +728,7 @@ class NodeStatus(_message.Message):
     TROUBLES_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     METADATA_VERSION_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     directory_id: _builtins.bytes
     advertised_address: _builtins.str
@@ -739,9 +740,15 @@ class NodeStatus(_message.Message):
     metadata_version: _builtins.int
     """Highest MetadataCommand.version that it understands; 0: 2 or lower."""
     @_builtins.property
-    def leading(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaderStatus]: ...
+    def leading(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """A LeaderStatus each, encoded: the receiver looks only into those that are not byte for byte as they were."""
+
     @_builtins.property
     def troubles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaTrouble]: ...
+    @_builtins.property
+    def answered(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answered]:
+        """Nodes that answered one of the sender's heartbeat lists, and how long ago the last time."""
+
     def __init__(
         self,
         *,
@@ -751,18 +758,41 @@ class NodeStatus(_message.Message):
         process_id: _builtins.int = ...,
         version: _builtins.str = ...,
         allows_remote_stop: _builtins.bool = ...,
-        leading: _abc.Iterable[Global___LeaderStatus] | None = ...,
+        leading: _abc.Iterable[_builtins.bytes] | None = ...,
         troubles: _abc.Iterable[Global___ReplicaTrouble] | None = ...,
         why: _builtins.str = ...,
         metadata_version: _builtins.int = ...,
+        answered: _abc.Iterable[Global___Answered] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertised_address", b"advertised_address", "allows_remote_stop", b"allows_remote_stop", "directory_id", b"directory_id", "leading", b"leading", "metadata_version", b"metadata_version", "node_id", b"node_id", "process_id", b"process_id", "troubles", b"troubles", "version", b"version", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertised_address", b"advertised_address", "allows_remote_stop", b"allows_remote_stop", "answered", b"answered", "directory_id", b"directory_id", "leading", b"leading", "metadata_version", b"metadata_version", "node_id", b"node_id", "process_id", b"process_id", "troubles", b"troubles", "version", b"version", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class Answered(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MS_AGO_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    ms_ago: _builtins.int
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        ms_ago: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ms_ago", b"ms_ago", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Answered: _TypeAlias = Answered  # noqa: Y015
 
 @_typing.final
 class LeaderStatus(_message.Message):
@@ -816,11 +846,14 @@ class FollowerStatus(_message.Message):
     DURABLE_INDEX_FIELD_NUMBER: _builtins.int
     LAST_HEARD_MS_FIELD_NUMBER: _builtins.int
     IN_SYNC_FIELD_NUMBER: _builtins.int
+    RESTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     durable_index: _builtins.int
     last_heard_ms: _builtins.int
-    """Milliseconds ago; absent: never."""
+    """Milliseconds ago; absent: never, unless it rests."""
     in_sync: _builtins.bool
+    rests: _builtins.bool
+    """The group is a row of the lists that its node answers: it was last heard when NodeStatus.answered says so."""
     def __init__(
         self,
         *,
@@ -828,10 +861,11 @@ class FollowerStatus(_message.Message):
         durable_index: _builtins.int = ...,
         last_heard_ms: _builtins.int | None = ...,
         in_sync: _builtins.bool = ...,
+        rests: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms", "last_heard_ms", b"last_heard_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms", "durable_index", b"durable_index", "in_sync", b"in_sync", "last_heard_ms", b"last_heard_ms", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms", "durable_index", b"durable_index", "in_sync", b"in_sync", "last_heard_ms", b"last_heard_ms", "node_id", b"node_id", "rests", b"rests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_heard_ms: _TypeAlias = _typing.Literal["last_heard_ms"]  # noqa: Y015
     _WhichOneofArgType__last_heard_ms: _TypeAlias = _typing.Literal["_last_heard_ms", b"_last_heard_ms"]  # noqa: Y015

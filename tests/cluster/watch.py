@@ -55,6 +55,11 @@ class GroupSide:
         replica = self.replica
         return replica if isinstance(replica, Group) and replica.role is not Role.FAILED else None
 
+    @property
+    def step_is_due(self) -> bool:
+        """Of the group, by the host."""
+        return self._node.raft is not None and self._group_id in self._node.raft._ready
+
 
 class _CachedInvariants(Invariants):
     """Reads of a log's durable bytes what is new: logs only grow, mostly."""

@@ -53,6 +53,9 @@ class Watched(Protocol):
     def replica(self) -> Group | OfflineGroup | None: ...
     @property
     def group(self) -> Group | None: ...
+    @property
+    def step_is_due(self) -> bool:
+        """Something happened that the group is stepped for soon."""
 
 
 class _Seen:
@@ -119,6 +122,7 @@ class Invariants:
         if group.role is Role.LEADER:
             self._leader(node, group, seen)
             self._rests(node, group)
+            self._tells(node, group)
         else:
             seen.leads_term = 0
         self._commit(node, group, seen)
@@ -146,6 +150,19 @@ class Invariants:
             row = (rest.row.generation, rest.row.term, rest.row.last_index)
             if row[1] != group.term or (node.node_id, peer, row) not in self._confirmed:
                 raise Violation(f"I14: node {node.node_id} takes {row} for confirmed by node {peer}")
+
+    @staticmethod
+    def _tells(node: Watched, group: Group) -> None:
+        """What a leader tells other nodes is kept while nothing can have changed; before a step that is due it may be
+        older.
+        """
+        told, known = peer_pb2.LeaderStatus.FromString(group.encoded_status()), group.leader_status()
+        for status in (told, known):
+            for follower in status.followers:
+                follower.rests = False
+                follower.ClearField("last_heard_ms")
+        if told != known and not node.step_is_due:
+            raise Violation(f"node {node.node_id} tells {told}, but knows {known}")
 
     def _terms(self, node: Watched, group: Group, seen: _Seen) -> None:
         opened = (group, group.openings)

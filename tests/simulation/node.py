@@ -147,6 +147,11 @@ class SimNode:
         replica = self.replica
         return replica if isinstance(replica, Group) else None
 
+    @property
+    def step_is_due(self) -> bool:
+        """Of the group, by the host."""
+        return self.host is not None and GROUP in self.host._ready
+
     def _deliver(self, source: NodeId, data: bytes) -> None:
         reactor, host = self.reactor, self.host
         assert reactor is not None and host is not None

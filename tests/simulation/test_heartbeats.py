@@ -175,6 +175,46 @@ def test_when_answers_stop_groups_with_a_majority_go_on_resting() -> None:
     assert [follower.in_sync for follower in lab[1].leader_status().followers] == [True, True]
 
 
+def told_followers(lab: Lab) -> list[peer_pb2.FollowerStatus]:
+    """What node 1 tells other nodes of the followers."""
+    return list(peer_pb2.LeaderStatus.FromString(lab[1].encoded_status()).followers)
+
+
+def test_what_a_resting_leader_tells_does_not_change_and_is_not_worked_out_again() -> None:
+    """Each time anew it would be most of what idle partitions cost. When followers were heard is told for all of them
+    together, by the answers to lists."""
+    lab = resting()
+    told = {id(lab[1].encoded_status())}
+    for _ in range(3):
+        lab.run(0.1 * TIMEOUT)
+        told.add(id(lab[1].encoded_status()))
+    assert len(told) == 1
+    before = lab[1].encoded_status()
+    lab.run(20 * TIMEOUT)
+    assert lab[1].encoded_status() == before
+    assert [(f.in_sync, f.rests, f.HasField("last_heard_ms")) for f in told_followers(lab)] == [(True, True, False)] * 2
+    now, answered = lab[1].guard.now(), heartbeats(lab, 1).answered()
+    assert answered.keys() == {2, 3}
+    assert all(now - moment < 2 * INTERVAL for moment in answered.values())
+
+
+def test_a_resting_leader_tells_at_once_of_records_and_in_time_of_a_follower_that_is_silent() -> None:
+    """In sync ends with time alone: nobody steps the group then."""
+    lab = resting()
+    before = lab[1].encoded_status()
+    lab.commit(1, b"y")
+    assert peer_pb2.LeaderStatus.FromString(lab[1].encoded_status()).high_watermark == lab[1].high_watermark
+    assert lab[1].encoded_status() != before
+    until_at_rest(lab)
+    assert [follower.in_sync for follower in told_followers(lab)] == [True, True]
+    lab.network.hold = lambda source, target, message: source == 2 and is_list_reply(message)
+    lab.run(limits.IN_SYNC_TIMEOUT + 2 * INTERVAL)
+    assert [(follower.in_sync, follower.rests) for follower in told_followers(lab)] == [(False, True), (True, True)]
+    lab.network.hold = lambda source, target, message: False
+    lab.run(2 * INTERVAL)
+    assert [follower.in_sync for follower in told_followers(lab)] == [True, True]
+
+
 def test_stale_and_repeated_lists_are_not_answered() -> None:
     """A list of a moment that is past must not keep followers waiting for a leader, nor be confirmed."""
     lab = resting()

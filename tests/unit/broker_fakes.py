@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 
 from fluxd.broker.cluster import ClusterView, LocalNode
@@ -157,6 +157,10 @@ class FakeGroup:
                     follower.last_heard_ms = self.heard_ms[node]
         return status
 
+    def encoded_status(self) -> bytes:
+        """As it is now."""
+        return self.leader_status().SerializeToString()
+
 
 class Cluster:
     """A view of this node (1) with groups set by hand, and other nodes that tell."""
@@ -186,6 +190,7 @@ class Cluster:
         *leading: peer_pb2.LeaderStatus,
         troubles: Sequence[peer_pb2.ReplicaTrouble] = (),
         why: str = "",
+        answered: Mapping[int, int] | None = None,
     ) -> None:
         """Another node's status arrives."""
         self.view.observe_status(
@@ -195,9 +200,10 @@ class Cluster:
                 advertised_address=f"host{node}:7000",
                 process_id=100 + node,
                 version="0.1.0",
-                leading=leading,
+                leading=[leader.SerializeToString() for leader in leading],
                 troubles=troubles,
                 why=why,
+                answered=[peer_pb2.Answered(node_id=other, ms_ago=ms) for other, ms in (answered or {}).items()],
             )
         )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fluxd.broker.cluster import LeaderHint
 from fluxd.core import limits
+from fluxd.core.errors import FluxError
 from fluxd.core.types import GroupId, NodeId, Term
 from fluxd.raft.spec import Role
 from fluxlog.v1 import peer_pb2
@@ -156,11 +159,58 @@ def test_the_local_status_tells_what_is_led_and_what_is_ill() -> None:
     failed.role, failed.why = Role.FAILED, "sync failed"
     status = cluster.view.local_status()
     assert (status.node_id, status.process_id, status.advertised_address) == (1, 101, "host1:7000")
-    assert [(leading.partition, leading.leader_epoch) for leading in status.leading] == [(0, 4)]
+    leading = [peer_pb2.LeaderStatus.FromString(row) for row in status.leading]
+    assert [(leader.partition, leader.leader_epoch) for leader in leading] == [(0, 4)]
     assert [(trouble.partition, trouble.failed, trouble.why) for trouble in status.troubles] == [
         (1, False, "the disk was replaced"),
         (2, True, "sync failed"),
     ]
+
+
+def test_of_what_is_told_again_only_the_differences_count() -> None:
+    """A row that changed replaces the one of its partition, a row that is missing ends it, and the others stay."""
+    cluster = Cluster()
+    topic_id = cluster.topic("orders", *[partition(1, 2, 3)] * 3)
+    groups = [GroupId(topic_id, number) for number in range(3)]
+    cluster.tell(2, *[leads(group_id, 5, high_watermark=1) for group_id in groups])
+    heard: list[GroupId] = []
+    cluster.view.watch_leaders(heard.append)
+    cluster.tell(2, leads(groups[0], 5, high_watermark=1), leads(groups[1], 5, high_watermark=2))
+    told = [cluster.view.told_leading(group_id) for group_id in groups]
+    assert [found and found[0].high_watermark for found in told] == [1, 2, None]
+    assert heard == [groups[2]]
+
+
+def test_the_leader_before_counts_again_when_the_newer_one_no_longer_says_so() -> None:
+    """Although it tells what it told all the time."""
+    cluster, group_id = with_partition()
+    cluster.tell(2, leads(group_id, 5))
+    cluster.tell(3, leads(group_id, 6))
+    cluster.tell(3)
+    cluster.tell(2, leads(group_id, 5))
+    assert leader_of(cluster, group_id) == 2
+
+
+def test_a_follower_at_rest_was_heard_when_its_node_answered() -> None:
+    """A row does not change with each answer to a list: the status says once for each node when that was."""
+    cluster, group_id = with_partition()
+    status = leads(group_id, 5, in_sync=[1, 3])
+    status.followers[1].ClearField("last_heard_ms")
+    status.followers[1].rests = True
+    for ms_ago in (100, 300):
+        cluster.tell(2, status, answered={1: 40, 3: ms_ago})
+        told = cluster.view.told_leading(group_id)
+        assert told is not None
+        assert [follower.last_heard_ms for follower in told[0].followers] == [20, ms_ago]
+
+
+def test_a_status_with_a_row_that_is_none_is_refused_whole() -> None:
+    """What was told before stands."""
+    cluster, group_id = with_partition()
+    cluster.tell(2, leads(group_id, 5))
+    with pytest.raises(FluxError, match="not a LeaderStatus"):
+        cluster.view.observe_status(peer_pb2.NodeStatus(node_id=2, leading=[b"\xff"]))
+    assert leader_of(cluster, group_id) == 2
 
 
 def test_a_told_trouble_is_known() -> None:

@@ -153,4 +153,28 @@ MUTANTS = (
         ),
         guard=_TESTS + "test_a_lost_leadership_is_not_listed",
     ),
+    Mutant(
+        "c12-told-anew",
+        "C12 what a leader tells is worked out again after each step",
+        (
+            Edit(
+                "fluxd/raft/group.py",
+                "        self._encoded_until = NEVER\n        self._context.enter()\n",
+                "        self._context.enter()\n",
+            ),
+        ),
+        guard=_TESTS + "test_a_resting_leader_tells_at_once_of_records_and_in_time_of_a_follower_that_is_silent",
+    ),
+    Mutant(
+        "c12-told-in-time",
+        "C12 what a leader tells of who is in sync ends with time, too",
+        (
+            Edit(
+                "fluxd/raft/standing.py",
+                "min(until, progress.in_sync_until if follower.rests else NEVER)",
+                "min(until, until if follower.rests else NEVER)",
+            ),
+        ),
+        guard=_TESTS + "test_a_resting_leader_tells_at_once_of_records_and_in_time_of_a_follower_that_is_silent",
+    ),
 )
