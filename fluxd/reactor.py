@@ -7,7 +7,8 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,19 +49,16 @@ class AsyncReactor:
         """Run the steps in one thread of the pool, then `done` on the loop."""
 
         def run() -> None:
-            for step in steps:
-                step()
-
-        def finished(future: Future[None]) -> None:
-            error = future.exception()
+            error: BaseException | None = None
             try:
+                for step in steps:
+                    step()
+            except BaseException as raised:  # noqa: BLE001 - told on the loop
+                error = raised
+            with suppress(RuntimeError):  # the loop was closed meanwhile: the process is ending, nobody waits
                 self._loop.call_soon_threadsafe(done, error)
-            except RuntimeError:
-                # The loop was closed while a thread was in a blocking call: the process is ending, nobody waits.
-                if not self._loop.is_closed():
-                    raise
 
-        self._pool.submit(run).add_done_callback(finished)
+        self._pool.submit(run)
 
     async def read(self, step: Callable[[], T]) -> T:
         """Run one blocking read in the pool and wait for what it returns or raises."""

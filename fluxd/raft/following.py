@@ -6,7 +6,8 @@ commit index clamped to what this message verified (C4; H4).
 
 Liveness and durability are apart (C5 as amended): an AppendEntries that brings nothing new is answered at once; one
 with new entries when a sync has covered them, or after REPLY_DELAY_MAX with what is durable by then, and again when a
-sync has advanced that. A slow disk never looks like a dead node.
+sync has advanced that. A slow disk never looks like a dead node. One that only tells a commit index is answered with
+what comes next, or after REPLY_DELAY_MAX: of the messages that a lone record takes between nodes, these were a quarter.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fluxd.raft.heartbeats import Row
 
 REPLY_DELAY_MAX = 0.05
-"""Most syncs are faster, and one reply then says what two would have."""
+"""Seconds. Most syncs are faster, and one reply then says what two would have."""
 
 
 class Following:
@@ -149,7 +150,7 @@ class Following:
         if log.last_index < verified:
             raise InvariantViolation(f"the library holds {log.last_index} entries of {verified} that it was given")
         self.verified = max(self.verified, verified)
-        if new:
+        if new or append.may_wait:
             self.reply_by = min(self.reply_by, guard.now() + REPLY_DELAY_MAX)
         else:
             self._report(peer)

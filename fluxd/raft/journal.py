@@ -105,6 +105,7 @@ class RaftJournal(Journal):
         self._wall_ms, self._on_append, self._on_truncate = wall_ms, on_append, on_truncate
         self.commit_index = log.commit_index
         self._first = self.entry(log.first_index)
+        self._last_stamp, self._last = log.last, self.entry(log.last_index)
         """The library asks for its first and its last entry dozens of times in each step."""
         vote = votes.get(group, generation)
         self.vote_op = 0 if vote is None else votes.put(group, generation, vote.term, vote.voted_for)
@@ -125,7 +126,11 @@ class RaftJournal(Journal):
     def __getitem__(self, key: int | slice) -> Entry | EntryRange:
         log = self.log
         if key == -1:
-            return FrameRef(log, log.last_index), log.last_index, log.last.leader_epoch
+            stamp = log.last
+            if stamp is not self._last_stamp:
+                self._last_stamp = stamp
+                self._last = FrameRef(log, stamp.raft_index), stamp.raft_index, stamp.leader_epoch
+            return self._last
         if key == 0:
             if self._first[1] != log.first_index:
                 self._first = self.entry(log.first_index)

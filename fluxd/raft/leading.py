@@ -130,9 +130,12 @@ class Leading:
         commit_index = self._guard.journal.commit_index
         for peer, progress in self.progress.items():
             if peer != DISK_PEER and min(commit_index, progress.received) > progress.commit_sent:
-                self._send(peer, progress, max(progress.received, self._guard.journal.log.first_index))
+                previous = max(progress.received, self._guard.journal.log.first_index)
+                self._send(peer, progress, previous, may_wait=not progress.probe)
 
-    def _send(self, peer: NodeId, progress: Progress, previous: int, frames: Sequence[bytes] = ()) -> bool:
+    def _send(
+        self, peer: NodeId, progress: Progress, previous: int, frames: Sequence[bytes] = (), *, may_wait: bool = False
+    ) -> bool:
         guard = self._guard
         progress.roused()
         progress.sequence += 1
@@ -143,6 +146,7 @@ class Leading:
         append.previous_term = guard.journal.log.term_at(RaftIndex(previous))
         append.commit_index = guard.journal.commit_index
         append.at_log_start = previous == guard.journal.log.first_index > 1
+        append.may_wait = may_wait
         progress.heartbeat_at, progress.probe = guard.now() + limits.HEARTBEAT_INTERVAL, False
         progress.commit_sent = max(progress.commit_sent, min(append.commit_index, previous + len(frames)))
         return guard.outbox.send(peer, message, frames)

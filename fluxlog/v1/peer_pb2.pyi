@@ -394,6 +394,7 @@ class AppendEntries(_message.Message):
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
     AT_LOG_START_FIELD_NUMBER: _builtins.int
+    MAY_WAIT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Ascending per (peer, leadership); not dense per stream."""
     previous_index: _builtins.int
@@ -403,6 +404,8 @@ class AppendEntries(_message.Message):
     """previous_index is the first entry that the leader still has, and not the birth entry: who does not have it cannot go on
     from this log, and has to copy it.
     """
+    may_wait: _builtins.bool
+    """Only tells a commit index: nobody waits for the answer, which may come with the next one, within 50 ms."""
     @_builtins.property
     def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Whole LogEntry frames, as they stand in the leader's log, one after another."""
@@ -416,10 +419,11 @@ class AppendEntries(_message.Message):
         commit_index: _builtins.int = ...,
         frames: _abc.Iterable[_builtins.bytes] | None = ...,
         at_log_start: _builtins.bool = ...,
+        may_wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_log_start", b"at_log_start", "commit_index", b"commit_index", "frames", b"frames", "previous_index", b"previous_index", "previous_term", b"previous_term", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_log_start", b"at_log_start", "commit_index", b"commit_index", "frames", b"frames", "may_wait", b"may_wait", "previous_index", b"previous_index", "previous_term", b"previous_term", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

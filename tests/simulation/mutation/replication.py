@@ -139,6 +139,12 @@ MUTANTS = (
         guard=_FENCES + "test_followers_hear_of_a_commit_at_once",
     ),
     Mutant(
+        "c7-news-that-is-asked",
+        "C7 the news of a commit that is a read's question, too, is answered at once",
+        (Edit(_LEADING, "may_wait=not progress.probe", "may_wait=True"),),
+        guard="tests/simulation/test_replies.py::test_news_of_a_commit_that_asks_for_a_sign_of_life_is_answered_at_once",
+    ),
+    Mutant(
         "c2-broken-link",
         "C2 what was on a broken link is sent again",
         (Edit(_LEADING, "            self.progress[peer].gone()\n", ""),),
