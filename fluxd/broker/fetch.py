@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from fluxd.broker.forward import Forwarder
 from fluxd.broker.routes import LEADER_WAIT, Route, Routes
@@ -24,11 +25,14 @@ from fluxd.core.errors import CorruptDataError, FluxError, Reason
 from fluxd.core.runtime import ReadingReactor
 from fluxd.core.types import TOPIC_ID_BYTES, NodeId, Offset
 from fluxd.raft.group import Group
-from fluxlog.v1 import log_pb2
+from fluxd.storage.reader import FrameBlock
+from fluxlog.v1 import log_pb2, record_pb2
 
 FETCH = "/fluxlog.v1.Log/Fetch"
 FOLLOW = "/fluxlog.v1.Log/Follow"
 _HOP_SLACK = 5.0
+_OFFSET_GROUPS = 9
+"""Of seven bits: offsets have less than 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,9 @@ class FetchCall:
 class _Chunk:
     """Committed frames, and what was known when they were chosen."""
 
-    frames: bytes
-    next_offset: Offset
-    high_watermark: Offset
-    log_start_offset: Offset
+    frames: FrameBlock
+    status: bytes
+    """An encoded FetchStatus, but for where to go on."""
 
 
 class Fetching:
@@ -82,12 +85,12 @@ class Fetching:
             return await self._forwarder.unary(node, FETCH, call.raw, timeout_s=timeout_s, writes=False)
         chunk = await self._read(route, group, Offset(call.offset), max_bytes)
         wanted = min(max(call.min_bytes, 1), max_bytes)
-        while len(chunk.frames) < wanted and (left := deadline - self._reactor.now()) > 0:
+        while chunk.frames.size < wanted and (left := deadline - self._reactor.now()) > 0:
             if not await self._room.wait(group, left):
                 break
             group = self._still_served(route)
             chunk = await self._read(route, group, Offset(call.offset), max_bytes)
-        response, _ = await self._encode(route, chunk, call, Offset(call.offset), max_bytes)
+        response, _ = await self._encode(chunk, call, Offset(call.offset), max_bytes)
         return response
 
     async def follow(self, call: FetchCall) -> AsyncIterator[bytes]:
@@ -107,8 +110,8 @@ class Fetching:
         offset = Offset(call.offset)
         while True:
             chunk = await self._read(route, group, offset, max_bytes)
-            if chunk.frames:
-                response, offset = await self._encode(route, chunk, call, offset, max_bytes)
+            if chunk.frames.size:
+                response, offset = await self._encode(chunk, call, offset, max_bytes)
                 yield response
             else:
                 await self._room.wait(group, None)
@@ -181,15 +184,25 @@ class Fetching:
     # ---- what
 
     async def _read(self, route: Route, group: Group, offset: Offset, max_bytes: int) -> _Chunk:
-        high_watermark, log_start_offset = group.high_watermark, group.log_start_offset
-        if offset < log_start_offset:
+        if offset < group.log_start_offset:
             raise _out_of_range(route, group, offset)  # retention was faster than this reader
-        if offset >= high_watermark:
+        status = log_pb2.FetchStatus(
+            high_watermark=group.high_watermark,
+            log_start_offset=group.log_start_offset,
+            leader=self._routes.hint(route),
+            served_by=self._routes.node_id,
+        ).SerializeToString()
+        room = len(_head(status, offset))
+        if offset >= group.high_watermark:
             # Entries without records may stand there: they would be answered again and again.
-            return _Chunk(b"", offset, high_watermark, log_start_offset)
+            return _Chunk(FrameBlock.of(b"", room, offset), status)
         try:
             plan = group.log.plan_read(offset, max_bytes=max_bytes, end_index=group.commit_index)
-            frames = plan if isinstance(plan, bytes) else await self._reactor.read(plan)
+            if isinstance(plan, bytes):
+                return _Chunk(FrameBlock.of(plan, room, _end_of(plan, offset)), status)
+            frames = plan.read_if_cached(room)
+            if frames is None:
+                frames = await self._reactor.read(partial(plan.read, room))
         except (OSError, ValueError, CorruptDataError) as error:
             if offset < group.log_start_offset:  # its segment went while it was being read
                 raise _out_of_range(route, group, offset) from error
@@ -197,30 +210,23 @@ class Fetching:
             raise FluxError(
                 Reason.REPLICA_OFFLINE, f"{route.name} cannot be read at offset {offset} on this node: {error}"
             ) from error
-        return _Chunk(frames, _end_of(frames, offset), high_watermark, log_start_offset)
+        return _Chunk(frames, status)
 
-    async def _encode(
-        self, route: Route, chunk: _Chunk, call: FetchCall, offset: Offset, max_bytes: int
-    ) -> tuple[bytes, Offset]:
+    async def _encode(self, chunk: _Chunk, call: FetchCall, offset: Offset, max_bytes: int) -> tuple[bytes, Offset]:
         """An encoded FetchResponse, and where to go on."""
-        status = log_pb2.FetchStatus(
-            high_watermark=chunk.high_watermark,
-            log_start_offset=chunk.log_start_offset,
-            next_offset=chunk.next_offset,
-            leader=self._routes.hint(route),
-            served_by=self._routes.node_id,
-        )
-        if call.as_records:
-            response = await self._with_records(chunk, status, offset, max_bytes)
-            return response.SerializeToString(), Offset(response.status.next_offset)
-        # An encoded FetchResponse is its fields one after another, and the frames are encoded fields already.
-        return log_pb2.FetchResponse(status=status).SerializeToString() + chunk.frames, chunk.next_offset
+        frames, next_offset = chunk.frames, chunk.frames.next_offset
+        response = frames.behind(_head(chunk.status, next_offset))
+        if not call.as_records:
+            return response, next_offset
+        records = await self._records(memoryview(response)[frames.room :], offset, max_bytes)
+        if records:
+            next_offset = Offset(records[-1].offset + 1)
+        body = log_pb2.FetchResponse(records=records).SerializeToString()
+        return _head(chunk.status, next_offset) + body, next_offset
 
-    async def _with_records(
-        self, chunk: _Chunk, status: log_pb2.FetchStatus, offset: Offset, max_bytes: int
-    ) -> log_pb2.FetchResponse:
+    async def _records(self, frames: memoryview, offset: Offset, max_bytes: int) -> list[record_pb2.Record]:
         try:
-            records = await self._reactor.read(lambda: records_from_frames(chunk.frames, offset, bytes_max=max_bytes))
+            return await self._reactor.read(lambda: records_from_frames(frames, offset, bytes_max=max_bytes))
         except UndecodableBatchError as error:
             raise FluxError(
                 Reason.CORRUPT_BATCH,
@@ -231,9 +237,20 @@ class Fetching:
             raise FluxError(
                 Reason.REPLICA_OFFLINE, f"what this node has at offset {offset} is damaged: {error}"
             ) from error
-        if records:
-            status.next_offset = records[-1].offset + 1
-        return log_pb2.FetchResponse(status=status, records=records)
+
+
+def _head(status: bytes, next_offset: Offset) -> bytes:
+    """A FetchResponse up to its entries, of the same length for every offset: so there can be room for it before it is
+    known. (An encoded message is its fields one after another, and a varint may be padded.)
+
+    Args:
+        status: encoded, without next_offset.
+    """
+    length = len(status) + 1 + _OFFSET_GROUPS
+    status_field = bytes((0x0A, length & 0x7F | 0x80, length >> 7))
+    padded = [next_offset >> shift & 0x7F | 0x80 for shift in range(0, 7 * _OFFSET_GROUPS, 7)]
+    padded[-1] &= 0x7F
+    return b"".join((status_field, status, b"\x18", bytes(padded)))
 
 
 def _out_of_range(route: Route, group: Group, offset: int) -> FluxError:

@@ -28,6 +28,16 @@ class File(Protocol):
     def read(self, position: int, size: int) -> bytes:
         """Up to `size` bytes from a position; fewer only at the end of the file."""
 
+    def read_into(self, position: int, buffer: memoryview, *, wait: bool = True) -> int:
+        """Fill a buffer from a position.
+
+        Args:
+            wait: False: nothing is waited for; what is not in the machine's memory is left out.
+
+        Returns:
+            Bytes that were read: fewer than asked for only at the end of the file, or where not waited for.
+        """
+
     def truncate(self, size: int) -> None:
         """Cut the file to `size` bytes."""
 

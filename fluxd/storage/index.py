@@ -62,6 +62,21 @@ class SegmentIndex:
         """
         return self._positions[max(0, bisect_right(self._offsets, offset) - 1)]
 
+    def end_of_run(self, start: int, max_bytes: int, size: int) -> int:
+        """Where to end a read of whole frames.
+
+        Args:
+            start: a point.
+            max_bytes: of the frames, but the end is at least at the next point.
+            size: where the last frame ends.
+        """
+        if size - start <= max_bytes:
+            return size
+        number = bisect_right(self._positions, start + max_bytes)
+        # A slice, since points of what is not committed may go meanwhile.
+        ends = [position for position in self._positions[max(0, number - 1) : number + 1] if position > start]
+        return min(ends[0], size) if ends else size
+
     def position_by_time(self, time_ms: int) -> int:
         """Where a walk that looks for the first entry at or after a time begins."""
         return self._positions[max(0, bisect_left(self._times, time_ms) - 1)]

@@ -1,7 +1,7 @@
 """The log of one partition, which is its group's Raft log: append, read, sync, truncate.
 
 Everything here runs on the loop but what it hands out to be run elsewhere: the steps of a SyncJob and of a snapshot,
-and the callable of a read plan. Reads of entries that are not in memory block for a page-cache read.
+and read plans. Reads of entries that are not in memory block for a page-cache read.
 
 Durability in three steps. `append` writes. `begin_sync` fixes what a sync will cover; its steps run in a thread.
 `finish_sync` makes `synced_index` what the job covered and writes the sync mark. A truncation makes a job in flight
@@ -31,7 +31,7 @@ from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import breach
 from fluxd.storage.head import find_snapshot, removable
 from fluxd.storage.index import SegmentIndex
-from fluxd.storage.reader import entry_with_record, read_entries, read_frames
+from fluxd.storage.reader import ReadPlan, entry_with_record, read_entries
 from fluxd.storage.recovery import Recovered, recover
 from fluxd.storage.scrub import LogScrub
 from fluxd.storage.segment import Segment, segment_name
@@ -401,7 +401,7 @@ class PartitionLog:
 
     # ---- reading records
 
-    def plan_read(self, offset: Offset, *, max_bytes: int, end_index: RaftIndex) -> bytes | Callable[[], bytes]:
+    def plan_read(self, offset: Offset, *, max_bytes: int, end_index: RaftIndex) -> bytes | ReadPlan:
         """Whole frames from the one that holds a record, at most to an entry (inclusive).
 
         Args:
@@ -409,8 +409,7 @@ class PartitionLog:
             max_bytes: of all frames, but one is always returned. A plan ends at its segment's end at the latest.
 
         Returns:
-            Bytes, empty where the record is not there yet; or a callable for another thread, which may raise
-            CorruptDataError or OSError.
+            Bytes, empty where the record is not there yet; or what is to be read from a file.
         """
         if offset < self.log_start_offset:
             raise ValueError(f"offset {offset} is below log_start_offset {self.log_start_offset}")
@@ -421,7 +420,7 @@ class PartitionLog:
         if hit is not None:
             return hit
         segment, following = self._segments.by_offset(offset)
-        return partial(read_frames, self._fs, segment, following, offset, max_bytes, end_index, segment.size)
+        return ReadPlan(self._fs, segment, following, offset, max_bytes, end_index, segment.size)
 
     def plan_entries(
         self, index: RaftIndex, *, max_bytes: int, end_index: RaftIndex

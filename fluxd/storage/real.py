@@ -18,6 +18,7 @@ from pathlib import Path
 _OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC
 _FILE_MODE = 0o640
 _DIRECTORY_MODE = 0o750
+_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _FORGET_BYTES = 1024 * 1024
 _FORGET_ALIGNMENT = 64 * 1024
 
@@ -72,6 +73,23 @@ class RealFile:
                 parts.append(data)
                 missing -= len(data)
         return b"".join(parts)
+
+    def read_into(self, position: int, buffer: memoryview, *, wait: bool = True) -> int:
+        """Fill a buffer from a position; how many bytes.
+
+        Not every file system can tell what is in memory (and no other system than Linux): there nothing ever is.
+        """
+        done = 0
+        with self._using():
+            while done < len(buffer):
+                if wait:
+                    count = os.preadv(self._fd, [buffer[done:]], position + done)
+                else:
+                    count = _read_cached(self._fd, buffer[done:], position + done)
+                if not count:
+                    break
+                done += count
+        return done
 
     def truncate(self, size: int) -> None:
         """Cut to `size` bytes, at most the current size."""
@@ -137,6 +155,19 @@ class RealFile:
                 self._users -= 1
                 if self._closed and self._users == 0:
                     os.close(self._fd)
+
+
+def _read_cached(fd: int, buffer: memoryview, position: int) -> int:
+    if _NO_WAIT is None:
+        return 0
+    try:
+        return os.preadv(fd, [buffer], position, _NO_WAIT)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return 0
 
 
 class RealFileSystem:

@@ -39,6 +39,10 @@ class PowerCutFile:
         """Up to `size` bytes from a position."""
         return self._file.read(position, size)
 
+    def read_into(self, position: int, buffer: memoryview, *, wait: bool = True) -> int:
+        """Fill a buffer from a position."""
+        return self._file.read_into(position, buffer, wait=wait)
+
     def truncate(self, size: int) -> None:
         """Cut to `size` bytes."""
         with self._journal.lock:

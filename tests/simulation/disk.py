@@ -85,6 +85,15 @@ class SimFile:
         self._disk.bytes_read += len(data)
         return data
 
+    def read_into(self, position: int, buffer: memoryview, *, wait: bool = True) -> int:
+        """Fill a buffer; what was forgotten is waited for."""
+        if not wait and position < self._disk.forgotten.get(self._path, 0):
+            self._check_open()
+            return 0
+        data = self.read(position, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def truncate(self, size: int) -> None:
         """Cut to `size` bytes, at most the current size."""
         self._begin("truncate")

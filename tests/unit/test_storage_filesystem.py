@@ -46,6 +46,23 @@ def test_read_is_short_only_at_the_end(fs: FileSystem) -> None:
     file.close()
 
 
+def test_read_into_fills_a_buffer(fs: FileSystem) -> None:
+    """As much as the buffer takes, short at the end of the file; without waiting it may be less, but is never else."""
+    file, blob = fs.open("a", create=True), random.Random(1).randbytes(3 << 20)
+    file.append(blob)
+    file.sync()
+    for position, size in ((0, len(blob)), (1 << 20, 10), (len(blob) - 5, 10), (len(blob) + 1, 10)):
+        there = blob[position : position + size]
+        for forgotten in (0, len(blob)):
+            file.forget(forgotten)
+            buffer = bytearray(size)
+            at_once = file.read_into(position, memoryview(buffer), wait=False)
+            assert buffer[:at_once] == there[:at_once]
+            assert file.read_into(position, memoryview(buffer)) == len(there)
+            assert buffer[: len(there)] == there
+    file.close()
+
+
 def test_what_is_forgotten_is_still_there(fs: FileSystem) -> None:
     """Dropping pages from memory loses neither what was synced nor what was not, also after a truncation."""
     file, blob = fs.open("a", create=True), random.Random(1).randbytes(3 << 20)
@@ -90,7 +107,10 @@ def test_closed_file_answers_ebadf(fs: FileSystem) -> None:
     """Every call on a closed file is an OSError, never a call on another file."""
     file = fs.open("a", create=True)
     file.close()
-    for call in (lambda: file.append(b"x"), lambda: file.read(0, 1), file.sync, lambda: file.truncate(0)):
+    for call in (
+        lambda: file.append(b"x"), lambda: file.read(0, 1), lambda: file.read_into(0, memoryview(bytearray(1))),
+        lambda: file.read_into(0, memoryview(bytearray(1)), wait=False), file.sync, lambda: file.truncate(0),
+    ):  # fmt: skip
         with pytest.raises(OSError, match="closed") as error:
             call()
         assert error.value.errno == errno.EBADF

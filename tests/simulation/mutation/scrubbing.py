@@ -12,6 +12,7 @@ _SERVING = "fluxd/raft/serving.py"
 _HOST = "fluxd/raft/host.py"
 _TESTS = "tests/simulation/test_scrubbing.py::"
 _UNIT = "tests/unit/test_storage_scrub.py::"
+_UNIT_READER = "tests/unit/test_storage_reader.py::"
 
 MUTANTS = (
     Mutant(
@@ -41,8 +42,20 @@ MUTANTS = (
     Mutant(
         "read-hole",
         "a reader is not given what stands behind a damaged header",
-        (Edit(_READER, "if stamp.base_offset > offset:", "if False:"),),
+        (Edit(_READER, "if stamp.base_offset > self.offset:", "if False:"),),
         guard=_UNIT + "test_a_header_that_hides_its_record_leaves_no_hole",
+    ),
+    Mutant(
+        "read-checksum",
+        "a reader is given nothing whose checksum is wrong",
+        (Edit(_READER, "verify_frame(data[end : end + stamp.frame_bytes])", "pass"),),
+        guard=_UNIT_READER + "test_damage_is_found_at_once",
+    ),
+    Mutant(
+        "read-cached",
+        "what is only in part in the machine's memory is waited for, and taken for no damage",
+        (Edit(_READER, "if found < wanted and not wait:", "if False:"),),
+        guard=_UNIT_READER + "test_what_is_in_memory_is_read_at_once",
     ),
     Mutant(
         "leave-majority",
