@@ -110,7 +110,9 @@ NO_QUORUM_ANSWER: Final = 0.2
 COPY_CHUNK_BYTES: Final = 1 * MIB
 """Of a log, asked for at once by a replica that copies it; one entry may be larger."""
 COPY_BYTES_PER_SECOND: Final = 64 * MIB
-"""Of all replicas that a node copies, together."""
+"""Of all replicas that a node copies, together; doubled each time that they did not get nearer to their leaders for
+COPY_PATIENCE seconds."""
+COPY_PATIENCE: Final = 10.0
 COPY_RETRY: Final = 1.0
 """A request for a piece that was not answered is repeated after so many seconds."""
 COPY_VOTERS_MIN: Final = 3

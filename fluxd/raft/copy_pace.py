@@ -1,8 +1,14 @@
 """How fast a node copies, all its replicas together: a node whose disk was lost copies many at once, and those who lead
 them have producers to serve.
+
+But who writes faster than is copied would keep those replicas out of sync for ever. So the pace is doubled each time
+that nothing was gained for a while, and is what it was when no copy is under way any more. It is not lowered before:
+with what was gained at the higher pace lost again at the lower one no copy might ever end.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from fluxd.core import limits
 from fluxd.core.runtime import Reactor
@@ -12,17 +18,51 @@ _SLACK = 0.1
 
 
 class CopyPace:
-    """limits.COPY_BYTES_PER_SECOND, shared by all who copy."""
+    """Shared by all who copy: limits.COPY_BYTES_PER_SECOND, more when that does not do.
 
-    def __init__(self, reactor: Reactor) -> None:
-        self._reactor = reactor
+    Args:
+        raised: told of each new pace, bytes a second.
+    """
+
+    def __init__(self, reactor: Reactor, raised: Callable[[int], None] = lambda bytes_per_second: None) -> None:
+        self._reactor, self._raised = reactor, raised
         self._free_at = 0.0
+        self._bytes_per_second = limits.COPY_BYTES_PER_SECOND
+        self._missing: dict[object, int] = {}
+        """Entries, by who copies."""
+        self._judged_at, self._judged_missing = 0.0, 0
 
-    def spend(self, size: int) -> float:
-        """A piece of so many bytes has come.
+    def spend(self, who: object, size: int, missing: int) -> float:
+        """A piece has come.
+
+        Args:
+            who: copies; until it says `ended`.
+            size: of the piece, bytes.
+            missing: entries that are still to come, as far as is known.
 
         Returns:
             When the next one may be asked for, by the reactor's clock.
         """
-        self._free_at = max(self._free_at, self._reactor.now() - _SLACK) + size / limits.COPY_BYTES_PER_SECOND
+        now = self._reactor.now()
+        if not self._missing:
+            self._judged_at, self._judged_missing = now, 0
+        if who not in self._missing:
+            self._judged_missing += missing  # another one is no loss
+        self._missing[who] = missing
+        self._free_at = max(self._free_at, now - _SLACK) + size / self._bytes_per_second
+        if now - self._judged_at >= limits.COPY_PATIENCE:
+            self._judge(now)
         return self._free_at
+
+    def ended(self, who: object) -> None:
+        """It copies no more, for now. Harmless when that is known."""
+        if self._missing.pop(who, None) is not None and not self._missing:
+            self._bytes_per_second = limits.COPY_BYTES_PER_SECOND
+
+    def _judge(self, now: float) -> None:
+        missing = sum(self._missing.values())
+        # Where nobody has to wait, it is not the pace that is too slow.
+        if missing >= self._judged_missing and self._free_at > now:
+            self._bytes_per_second *= 2
+            self._raised(self._bytes_per_second)
+        self._judged_at, self._judged_missing = now, missing

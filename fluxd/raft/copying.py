@@ -148,6 +148,7 @@ class Copying:
             when_idle: called when no step is under way any more, perhaps at once.
         """
         self._closed = True
+        self._context.pace.ended(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._log is not None:
@@ -257,8 +258,9 @@ class Copying:
     # ------------------------------------------------------------------ what comes
     def _take(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         reply, size = message.copy_reply, message.ByteSize()
-        self._not_before = self._context.pace.spend(size)
         self._commit_index = max(self._commit_index, reply.commit_index)
+        last = self._log.last_index if self._log else max(self._first_index, reply.first_index) - 1
+        self._not_before = self._context.pace.spend(self, size, max(0, self._commit_index - last))
         known = self._goal and self._log is not None
         self._goal = min(self._goal, reply.commit_index) if known else reply.commit_index
         if reply.admitted:
@@ -374,6 +376,7 @@ class Copying:
         """The cluster has agreed that this directory has the vote."""
         if self._closed or self._log is None:
             return
+        self._context.pace.ended(self)
         self._log.close()
         self._log = None
         self._blocking([lambda: copies.finish(self._context.fs, self._spec.group_id)], self._context.finished)

@@ -79,7 +79,8 @@ class Replicas(ABC):
         """Only the reserve of free space is left."""
         self._reopening: set[GroupId] = set()
         self._backoffs: dict[GroupId, Backoff] = {}
-        self._copy_pace, self._campaigns, self._tails = CopyPace(reactor), Campaigns(reactor.now), TailBudget()
+        self._campaigns, self._tails = Campaigns(reactor.now), TailBudget()
+        self._copy_pace = CopyPace(reactor, lambda pace: log_event("copy_pace_raised", bytes_per_second=pace))
         self.heartbeats = Heartbeats(reactor, transport, self._confirm)
         self._leaving = Leaving(reactor, log_event, self._set_aside)
         self._housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)

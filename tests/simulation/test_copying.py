@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fluxd.core import limits
 from fluxd.core.types import NodeId
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.proposal import Committed
@@ -68,6 +69,24 @@ def test_a_wiped_replica_comes_back_and_counts_again() -> None:
     assert lab.values(3) == lab.values(1)
     lab.kill(2)
     lab.commit(1, b"with the copy's acknowledgement")
+
+
+def test_a_producer_faster_than_the_pace_does_not_keep_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gains nothing at first, so the pace is raised until it does."""
+    monkeypatch.setattr(limits, "COPY_BYTES_PER_SECOND", 400_000)
+    monkeypatch.setattr(limits, "COPY_CHUNK_BYTES", 50_000)
+    monkeypatch.setattr(limits, "COPY_PATIENCE", 1.0)
+    lab = lab_with()
+    wipe(lab, 3)
+    began = lab.simulator.now
+    while not takes_part(lab, 3):
+        lab.commit(1, b"meanwhile" + BIG)
+        lab.run(0.02)
+        assert lab.simulator.now < began + 30.0
+    written = len(lab.values(1))
+    assert len(BIG) * written > 2 * 400_000 * (lab.simulator.now - began), "faster than the pace all the time"
+    lab.until(healed(lab))
+    assert lab.values(3) == lab.values(1)
 
 
 def test_it_says_how_far_it_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.simulation.mutation.mutant import Edit, Mutant
 
 _COPYING = "fluxd/raft/copying.py"
+_PACE = "fluxd/raft/copy_pace.py"
 _COPIES = "fluxd/storage/copies.py"
 _ELECTIONS = "fluxd/raft/elections.py"
 _LEADING = "fluxd/raft/leading.py"
@@ -12,6 +13,12 @@ _OPENING = "fluxd/raft/opening.py"
 _TESTS = "tests/simulation/test_copying.py::"
 
 MUTANTS = (
+    Mutant(
+        "copy-outpaced",
+        "who writes faster than is copied does not keep a replica out for ever",
+        (Edit(_PACE, "self._bytes_per_second *= 2", "self._bytes_per_second *= 1"),),
+        guard=_TESTS + "test_a_producer_faster_than_the_pace_does_not_keep_it_out",
+    ),
     Mutant(
         "copy-confirmed",
         "a replica is admitted when all others have confirmed the leader",
