@@ -274,6 +274,8 @@ class Node:
             partitions.reopened(replica)
             if replica.group_id == METADATA_GROUP and isinstance(replica, Group):
                 currency.group = replica
+                if administration.controller is not None:
+                    administration.controller.close()
                 administration.controller = Controller(self._reactor, self._view, follower, replica)
 
         self._host.on_reopened = reopened

@@ -332,9 +332,10 @@ class ClusterView:
         peer = self._peers.get(node_id)
         return peer.status.why if peer is not None and peer.status is not None else ""
 
-    def on_status(self, listener: Callable[[peer_pb2.NodeStatus], None]) -> None:
-        """Call after each status of a node, this one included."""
+    def on_status(self, listener: Callable[[peer_pb2.NodeStatus], None]) -> Callable[[], None]:
+        """Call after each status of a node, this one included. Returns how to end that."""
         self._status_listeners.append(listener)
+        return lambda: self._status_listeners.remove(listener)
 
     def local_status(self) -> peer_pb2.NodeStatus:
         """What this node tells the others."""

@@ -88,10 +88,15 @@ class Controller:
         self._queued = 0
         self._registering: set[NodeId] = set()
         self._binding: set[tuple[GroupId, NodeId]] = set()
-        view.on_status(self._register)
-        view.on_status(self._bind_replicas)
+        self._unlisten = [view.on_status(self._register), view.on_status(self._bind_replicas)]
         group.on_role.append(lambda: reactor.call_soon(self.register_nodes))
         self._trimming = MetadataTrimming(reactor, view, follower, group, self._append_chunk)
+
+    def close(self) -> None:
+        """Its replica has been replaced by a copy, which has a controller of its own."""
+        for unlisten in self._unlisten:
+            unlisten()
+        self._unlisten = []
 
     # ---- topics
 

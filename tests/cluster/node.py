@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from fluxd.broker.cluster import ClusterView
 from fluxd.broker.founding import StartError
 from fluxd.config import Settings
+from fluxd.core import limits
 from fluxd.core.metadata import Image
 from fluxd.core.types import NodeId
 from fluxd.machine import Machine
@@ -60,6 +61,8 @@ class SimNode:
         wire.hosts[self.host.address] = self.host
         self.disk = SimDisk(random.Random(rng.random()))
         self.speed = DiskSpeed()
+        self.scrub_interval = limits.SCRUB_INTERVAL_DEFAULT
+        """Of the processes that are started from now on."""
         self.node: Node | None = None
         self.wiped = False
         """A disk that belonged to the cluster is gone, or was damaged."""
@@ -99,6 +102,7 @@ class SimNode:
         settings = Settings(
             node_id=self.node_id, listen=self.host.address, seeds=self._seeds, data_dir=_NOWHERE,
             cluster_secret=SecretStr("the cluster's secret"), allow_remote_stop=True,
+            scrub_interval=self.scrub_interval,
         )  # fmt: skip
         try:
             self.node = Node(settings, ProcessReactor(process, self._rng, self.speed), self._machine(process))
