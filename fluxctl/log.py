@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from fluxlog.offline.check import (
     parse_name,
 )
 from fluxlog.offline.frames import SUFFIX, Entry, opened, segments, walk
+from fluxlog.offline.metadata_state import METADATA_TOPIC_ID, chunks_in
 from fluxlog.v1 import record_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Look at the data directory of a node that is stopped.")
@@ -98,6 +100,9 @@ def _print(session: Session, found: DirectoryCheck, directory: Path, is_sound: b
     for one in found.partitions:
         if one.why:
             out.print(f"  {one.name}: {one.why}", markup=False)
+        if one.state is not None:
+            held = f"{plural(one.state.topics, 'topic')}, {plural(one.state.nodes, 'node')}"
+            out.print(f"  {one.name}: state of the metadata at offset {one.state.applied_offset}: {held}", markup=False)
     if found.why:
         out.print(f"  {directory}: {found.why}", markup=False)
     if found.votes is not None:
@@ -130,6 +135,7 @@ def _data(found: DirectoryCheck, is_sound: bool) -> dict[str, object]:
                 "entries": one.entries, "records": one.records, "size_bytes": one.size, "first_index": one.first_index,
                 "last_index": one.last_index, "first_offset": one.first_offset, "end_offset": one.end_offset,
                 "torn_bytes": one.torn_bytes, "synced_index": one.synced_index, "commit_index": one.commit_index,
+                "metadata_state": one.state and asdict(one.state),
             }
             for one in found.partitions
         ],
@@ -178,15 +184,22 @@ def _segment_files(where: Path) -> Iterator[Path]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, object]]:
+    is_metadata = (parse_name(path.parent.name) or (b"", 0))[0] == METADATA_TOPIC_ID
     with opened(path) as data:
         for found in walk(data):
             row: dict[str, object] = {"partition": path.parent.name, "file": path.name, "position": found.position}
             if isinstance(found, Entry):
                 stamp = found.stamp
+                chunks = chunks_in(data, found) if is_metadata and found.is_sound else []
+                if chunks:
+                    row["state"] = [
+                        {"applied_offset": each.applied_offset, "number": each.number, "count": each.count}
+                        for each in chunks
+                    ]
                 yield row | {
                     "offset": stamp.base_offset, "index": stamp.raft_index, "term": stamp.leader_epoch,
-                    "kind": _KINDS.get(stamp.kind, str(stamp.kind)), "records": stamp.record_count,
-                    "bytes": found.size, "append_time_ms": stamp.append_time_ms,
+                    "kind": "state" if chunks else _KINDS.get(stamp.kind, str(stamp.kind)),
+                    "records": stamp.record_count, "bytes": found.size, "append_time_ms": stamp.append_time_ms,
                     "checksum": "ok" if found.is_sound else "bad",
                 }  # fmt: skip
             else:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from fluxlog.offline.frames import Entry, NoEntryError, breach, entry_at, find_sound, opened, segments
+from fluxlog.offline.metadata_state import METADATA_TOPIC_ID, MetadataState, MetadataStates, chunks_in
 from fluxlog.offline.state import (
     SnapshotHead,
     State,
@@ -52,6 +53,7 @@ class PartitionCheck:
         end_offset: behind the last record (exclusive).
         torn_bytes: to be cut.
         commit_index: known to be committed, at least; None: not known.
+        state: of the metadata, the last whole one in their log.
     """
 
     name: str
@@ -68,6 +70,7 @@ class PartitionCheck:
     torn_bytes: int = 0
     synced_index: int = 0
     commit_index: int | None = None
+    state: MetadataState | None = None
 
 
 @dataclass(slots=True)
@@ -153,6 +156,7 @@ class _Check:
         self._previous: Entry | None = None
         self._snapshots = read_snapshots(directory, topic_id, partition)
         self._tied: SnapshotHead | None = None
+        self._states = MetadataStates()
 
     def run(self) -> PartitionCheck:
         out, state = self._out, read_state(self._directory)
@@ -236,6 +240,8 @@ class _Check:
                 entry, why = None, str(error).partition(": ")[2]
             if entry is not None and not why:
                 self._take(name, entry, first_index)
+                for chunk in chunks_in(data, entry) if self._topic_id == METADATA_TOPIC_ID else ():
+                    self._states.take(chunk)
                 position = entry.end
                 continue
             if position < must:
@@ -296,3 +302,6 @@ class _Check:
         out = self._out
         if out.first_index > 1 and (self._tied is None or self._tied.log_start_offset < out.first_offset):
             raise _Damage(f"the log begins with entry {out.first_index}, and no snapshot says why")
+        out.state = self._states.last
+        if self._topic_id == METADATA_TOPIC_ID and out.first_offset > (out.state.applied_offset if out.state else 0):
+            raise _Damage(f"the log begins at offset {out.first_offset}, and no state in it says what was before")

@@ -102,6 +102,15 @@ def entry_at(data: memoryview, position: int) -> Entry:
     return Entry(position, size, stamp, is_sound=True)
 
 
+def message_of(data: memoryview, entry: Entry) -> record_pb2.LogEntry:
+    """The whole of a sound entry.
+
+    Raises:
+        DecodeError: something else than this node knows stands in it.
+    """
+    return record_pb2.LogEntry.FromString(bytes(data[entry.position + _PREFIX_BYTES : entry.end]))
+
+
 def find_sound(data: memoryview, position: int) -> Entry | None:
     """The first sound entry at or behind a position."""
     window = 1 << 20

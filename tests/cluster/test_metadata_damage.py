@@ -45,11 +45,13 @@ class Alterer(Client):
 @pytest.fixture
 def world() -> Iterator[World]:
     """Three nodes, whose metadata log has closed segments, all of which are kept."""
-    plan = Plan(nodes=3, replicas=3, wipes_max=1, pace=1.0, retention_bytes=0, members=0, metadata_records=10_000)
+    plan = Plan(
+        nodes=3, replicas=3, wipes_max=1, pace=1.0, retention_bytes=0, members=0, metadata_records=10_000,
+        scrub_interval=1.0,
+    )  # fmt: skip
     world = World(7, plan)
     with generator_hooks(), captured(), metadata_trimmed_at(plan.metadata_records):
         for node in world.nodes.values():
-            node.scrub_interval = 1.0
             node.start()
         world._run_client(Founder("founder", world.scene), 30)
         world._run_client(Alterer("alterer", world.scene), 30)

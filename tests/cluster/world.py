@@ -52,6 +52,7 @@ class Plan:
     """Of a consumer group."""
     metadata_records: int
     """At so many the metadata log is trimmed; 0: as in production, which is never."""
+    scrub_interval: float = limits.SCRUB_INTERVAL_DEFAULT
 
     @staticmethod
     def of(seed: int) -> Plan:
@@ -68,6 +69,7 @@ class Plan:
             retention_bytes=rng.choice((0, 0, 4_000)),
             members=rng.choice((0, 0, 2, 3)),
             metadata_records=rng.choice((0, 4, 12)),
+            scrub_interval=rng.choice((limits.SCRUB_INTERVAL_DEFAULT, 2.0)),
         )
 
 
@@ -93,6 +95,8 @@ class World:
             )
             for number in seeds
         }  # fmt: skip
+        for node in self.nodes.values():
+            node.scrub_interval = self.plan.scrub_interval
         self.watch = Watch(self.nodes, self.counts, self.failures.append)
         self.watch.messages = seed % 4 == 0
         self.wire.on_peer_frame = lambda source, address, data: self.watch.on_frame(
@@ -291,7 +295,7 @@ class World:
                     )  # fmt: skip
         verdict = check(history)
         self.counts["histories_checked"] += 1
-        for name in ("log_trimmed", "state_log_trimmed", "log_replaced", "replica_admitted"):
+        for name in ("log_trimmed", "state_log_trimmed", "log_damaged", "log_replaced", "replica_admitted"):
             self.counts[f"events_{name}"] += sum(
                 f" {name} " in line for node in self.nodes.values() for line in node.events
             )

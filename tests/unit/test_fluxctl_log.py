@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import json
+import random
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from fluxctl.__main__ import app
-from fluxd.core.types import NodeId
+from fluxd.core.batch import batch_from_records
+from fluxd.core.metadata import Node, apply, founding_image
+from fluxd.core.metadata_commands import Commands
+from fluxd.core.metadata_snapshot import snapshot
+from fluxd.core.state_chunks import state_chunks
+from fluxd.core.types import METADATA_GROUP, NodeId, Offset
 from fluxd.storage.directory import open_directory
+from fluxd.storage.log import PartitionLog
 from fluxd.storage.real import RealFileSystem
+from fluxlog.v1 import record_pb2
 from tests.storage_kit import DIRECTORY, GROUP, append, create_log, sync
+from tests.unit.broker_fakes import founding
 
 
 @pytest.fixture
@@ -90,6 +99,63 @@ def test_dump_lists_entries(root: Path) -> None:
     assert [json.loads(line)["checksum"] for line in result.stdout.splitlines()] == ["ok", "bad", "ok", "ok", "ok"]
     flip(root, 60)
     assert f"no entry: {GROUP.directory_name}/{1:020d}.seg: position 60: not the header" in run("dump", root).stdout
+
+
+def write_metadata(root: Path, log_start_offset: int) -> None:
+    """A data directory with a metadata log, trimmed to an offset: a command, then the state behind it in chunks."""
+    directory = open_directory(RealFileSystem(root), root, NodeId(7), lambda size: bytes(size))
+    directory.set_cluster("c1", ())
+    place = f"partitions/{METADATA_GROUP.directory_name}"
+    log = PartitionLog.create(directory.fs, place, METADATA_GROUP, 0, segment_bytes=100)
+    commands = Commands(random.Random(1).random, lambda: 0)
+    register = commands.register_node(Node(NodeId(4), bytes(16), "host4:7000"))
+    image, _ = apply(founding_image(founding([1, 2, 3])), register)
+    chunks = state_chunks(Offset(1), snapshot(image, Offset(1)))
+    for command in (register, *map(commands.state_chunk, chunks)):
+        append(log, batch_from_records([record_pb2.Record(value=command.SerializeToString())], b"", 0, 0))
+        sync(log, log.last_index)
+    log.log_start_offset = Offset(log_start_offset)
+    for step in log.write_snapshot(log.last_index, b""):
+        step()
+    for step in log.trim_prefix(log.log_start_offset, log.last_index):
+        step()
+    log.close()
+    directory.close()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several to a state."""
+    monkeypatch.setattr("fluxd.core.state_chunks._CHUNK_BYTES", 60)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_metadatas_state_is_shown(tmp_path: Path) -> None:
+    """By check what the last whole one holds, by dump where its parts are."""
+    write_metadata(tmp_path, 0)
+    result = run("check", tmp_path)
+    assert result.exit_code == 0, result.output
+    shown = f"  {METADATA_GROUP.directory_name}: state of the metadata at offset 1: 1 topic, 4 nodes\n"
+    assert shown in result.stdout
+    (one,) = json.loads(run("check", tmp_path, "--output", "json").stdout)["partitions"]
+    assert one["metadata_state"] == {"applied_offset": 1, "topics": 1, "nodes": 4}
+    rows = [json.loads(line) for line in run("dump", tmp_path, "--output", "json").stdout.splitlines()]
+    count = len(rows) - 2
+    assert count > 2
+    assert [row["kind"] for row in rows] == ["birth", "records", *["state"] * count]
+    assert rows[-1]["state"] == [{"applied_offset": 1, "number": count - 1, "count": count}]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_trimmed_metadata_log_without_a_state_is_damaged(tmp_path: Path) -> None:
+    """With the whole state in it, it is sound; where a part of that is gone, nothing says what was before."""
+    sound, damaged = tmp_path / "sound", tmp_path / "damaged"
+    for root, log_start_offset, exit_code in ((sound, 2, 0), (damaged, 3, 11)):
+        root.mkdir()
+        write_metadata(root, log_start_offset)
+        result = run("check", root)
+        assert result.exit_code == exit_code, result.output
+    assert "the log begins at offset 2, and no state in it says what was before" in result.stdout
 
 
 def test_a_running_node_is_left_alone(root: Path) -> None:
