@@ -282,8 +282,9 @@ class Node:
         follower.listeners.append(coordinators.metadata_changed)
         balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
         cleaner = Cleaner(self._reactor, self._view, self._host.groups)
+        self._host.files.append(self._directory)
         scrubber = Scrubber(
-            self._reactor, self._host.groups, _log_event, interval_s=self._settings.scrub_interval,
+            self._reactor, self._host, _log_event, interval_s=self._settings.scrub_interval,
             bytes_per_second=self._settings.scrub_bytes_per_second,
         )  # fmt: skip
 

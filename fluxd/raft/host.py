@@ -24,6 +24,7 @@ from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Opened
 from fluxd.raft.progress import NEVER_DUE
 from fluxd.raft.replicas import LogEvent, Replicas
+from fluxd.raft.scrubbing import NodeFile
 from fluxd.raft.spec import Role
 from fluxd.raft.transport import Transport
 from fluxd.raft.vote_syncing import VoteSyncing
@@ -66,6 +67,8 @@ class Host(Replicas):
             if votes is None
             else VoteSyncing(reactor, votes, log_event, synced=self._votes_synced, stuck=self._votes_stuck)
         )
+        self.files: list[NodeFile] = [self._vote_syncing] if self._vote_syncing is not None else []
+        """Of the node, for the scrub."""
         self._healing = Healing(
             reactor, fs, in_use=self._in_use,
             may_open=lambda group: not votes or not votes.trouble or group.guard.votes_durable(),
@@ -137,7 +140,7 @@ class Host(Replicas):
 
     def _in_use(self, group_id: GroupId) -> bool:
         """A step that changes its files is under way."""
-        return group_id in self._syncing or self._housekeeping.is_busy(group_id)
+        return group_id in self._syncing or self.housekeeping.is_busy(group_id)
 
     def _is_open(self, group: Group) -> bool:
         return not self._stopped and self.groups.get(group.group_id) is group and group.role is not Role.FAILED
@@ -178,7 +181,7 @@ class Host(Replicas):
                     self._wait_for_votes[group.group_id] = group
                 if group.trimming.moved:
                     group.trimming.moved = False
-                    self._housekeeping.keep(group)
+                    self.housekeeping.keep(group)
         self._sync_votes()
 
     def _some_ready(self) -> dict[GroupId, Group]:
@@ -306,7 +309,7 @@ class Host(Replicas):
 
             self._guarded(group, finish)
             self.wake(group)
-            self._housekeeping.keep(group)
+            self.housekeeping.keep(group)
 
         self._reactor.run_blocking(job.steps, synced)
 

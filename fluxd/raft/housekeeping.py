@@ -1,13 +1,15 @@
 """Snapshots of the groups' states, and letting go of what was trimmed, beside everything else.
 
 A group's state is written now and then, so that opening its log replays the tail only; and before whole segments go
-that lie below the log start. One of the two at a time for each group. An error of the disk is waited out: nothing is
-lost by it but time, since nothing goes before the snapshot that replaces it is durable.
+that lie below the log start; and when the scrub found what stands beside the log damaged. One of these at a time for
+each group. An error of the disk is waited out: nothing is lost by it but time, since nothing goes before the snapshot
+that replaces it is durable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor
@@ -15,6 +17,9 @@ from fluxd.core.types import GroupId, Offset, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.healing import Backoff
 from fluxd.raft.opening import Opened
+from fluxd.storage.beside import Faults
+
+Steps = Sequence[Callable[[], None]]
 
 
 class Housekeeping:
@@ -37,10 +42,13 @@ class Housekeeping:
         """The last durable snapshot: (index, log start offset)."""
         self._backoffs: dict[GroupId, Backoff] = {}
         self._not_before: dict[GroupId, float] = {}
+        self._faults: dict[GroupId, Faults] = {}
+        """Of what stands beside a log, as the scrub found it: being written anew."""
 
     def opened(self, group_id: GroupId, opened: Opened) -> None:
         """A log was opened."""
         log = opened.log
+        self._faults.pop(group_id, None)
         self._snapshots[group_id] = (opened.snapshot_index, log.log_start_offset)
         self._snapshot_at[group_id] = 0 if opened.snapshot_index == log.first_index else log.written_bytes
 
@@ -48,6 +56,7 @@ class Housekeeping:
         """It is closed."""
         self._backoffs.pop(group_id, None)
         self._not_before.pop(group_id, None)
+        self._faults.pop(group_id, None)
 
     def is_busy(self, group_id: GroupId) -> bool:
         """A step that uses the group's files is under way."""
@@ -61,7 +70,9 @@ class Housekeeping:
         if self._reactor.now() < self._not_before.get(group_id, 0.0):
             return
         index, log_start_offset = self._snapshots[group_id]
-        if log.removable(log_start_offset, index):
+        if group_id in self._faults:
+            self._mend(group)
+        elif log.removable(log_start_offset, index):
             self._trim(group, log_start_offset, index)
         elif (
             log.removable(log.log_start_offset, group.commit_index)
@@ -69,10 +80,44 @@ class Housekeeping:
         ):
             self._snapshot(group)
 
-    def _snapshot(self, group: Group) -> None:
+    def check(self, group: Group) -> Callable[[], Faults] | None:
+        """For another thread: read what stands beside a log again; raises OSError that may pass. None: not now."""
+        if group.group_id in self._faults or not self._is_open(group):
+            return None
+        index = self._snapshots[group.group_id][0]
+        return partial(group.log.scrub.beside.faults, index if index > 1 else RaftIndex(0))
+
+    def mend(self, group: Group, faults: Faults) -> None:
+        """Have what is damaged written anew; until that is done the replica says what is wrong."""
+        self._log_event("file_damaged", group=str(group.group_id), why=str(faults))
+        self._faults[group.group_id] = faults
+        group.why = group.why or _told(faults)
+        self.keep(group)
+
+    def _mend(self, group: Group) -> None:
+        faults, beside = self._faults[group.group_id], group.log.scrub.beside
+        steps = [beside.write_state_anew] if faults.state else []
+        if not faults.snapshots:
+            self._in_background(group, steps, "file_not_mended", lambda error: self._mended(group, error))
+            return
+        index = group.commit_index
+        remove = beside.steps_to_remove(faults.snapshots.keys() - {index})
+        self._snapshot(group, first=steps, then=remove, ended=lambda error: self._mended(group, error))
+
+    def _mended(self, group: Group, error: BaseException | None) -> None:
+        if error is None:
+            faults = self._faults.pop(group.group_id)
+            group.why = "" if group.why == _told(faults) else group.why
+            self._log_event("file_mended", group=str(group.group_id), why=str(faults))
+
+    def _snapshot(
+        self, group: Group, *, first: Steps = (), then: Steps = (),
+        ended: Callable[[BaseException | None], None] = lambda error: None,
+    ) -> None:  # fmt: skip
+        """Write one; and what is to be done before and after that."""
         log, index, before = group.log, group.commit_index, self._snapshot_at[group.group_id]
         try:
-            steps = log.write_snapshot(index, group.producers.snapshot())
+            steps = [*first, *log.write_snapshot(index, group.producers.snapshot()), *then]
         except (OSError, CorruptDataError) as error:  # of reading the entry that it is tied to
             self._try_later(group)
             group.read_failed(error)
@@ -85,6 +130,7 @@ class Housekeeping:
                 self._snapshots[group.group_id] = saved
             else:
                 self._snapshot_at[group.group_id] = before
+            ended(error)
 
         self._in_background(group, steps, "snapshot_failed", written)
 
@@ -127,3 +173,7 @@ class Housekeeping:
             self.keep(group)
 
         self._reactor.run_blocking(steps, done)
+
+
+def _told(faults: Faults) -> str:
+    return f"damaged, and being written anew: {faults}"

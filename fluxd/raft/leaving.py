@@ -17,7 +17,7 @@ from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import GroupId, NodeId
 from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
-from fluxd.storage.scrub import is_damage
+from fluxd.storage.errors import is_damage
 from fluxlog.v1 import peer_pb2
 
 _HAND_OVER_CHECK = 0.02

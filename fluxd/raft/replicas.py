@@ -83,7 +83,7 @@ class Replicas(ABC):
         self._copy_pace = CopyPace(reactor, lambda pace: log_event("copy_pace_raised", bytes_per_second=pace))
         self.heartbeats = Heartbeats(reactor, transport, self._confirm)
         self._leaving = Leaving(reactor, log_event, self._set_aside)
-        self._housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)
+        self.housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)
         self._catching_up = CatchingUp(
             reactor, fs, context=self._copy_context, replace=self._replace,
             is_busy=lambda group: self._in_use(group.group_id),
@@ -186,7 +186,7 @@ class Replicas(ABC):
     def _note_opened(self, spec: GroupSpec, opened: Opened) -> None:
         opened.log.configure(segment_bytes=spec.segment_bytes, segment_ms=spec.segment_ms)
         opened.log.share_tail(self._tails)
-        self._housekeeping.opened(spec.group_id, opened)
+        self.housekeeping.opened(spec.group_id, opened)
 
     def _why_unadmitted(self, spec: GroupSpec) -> str:
         if self._votes is None:
@@ -270,7 +270,7 @@ class Replicas(ABC):
     def close(self, group_id: GroupId) -> None:
         """Stop a replica; its files stay."""
         self._reopening.discard(group_id)
-        self._housekeeping.forget(group_id)
+        self.housekeeping.forget(group_id)
         self._backoffs.pop(group_id, None)
         replica = self.groups.pop(group_id, None)
         if isinstance(replica, Group):

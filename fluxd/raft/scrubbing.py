@@ -1,35 +1,66 @@
-"""The background scrub: reads the closed segments of this node's replicas again, to find what the disk has lost while a
-majority of the others still has it.
+"""The background scrub: reads again what this node has on its disk, to find what is lost while it can be repaired.
+
+First the files of the node (votes, meta.json), then of each replica the files beside its log (state, snapshots) and the
+closed segments, from the beginning of the log. The segment that is being written is left out: its end was written
+lately, and is read by everybody. Small files are written anew from what the process knows; a log that is damaged is
+copied from the others (`leaving.py`).
 
 One piece at a time, in the thread pool, at a bounded rate in bytes and in time: small entries cost more than their
-bytes. Replicas in turn, from the beginning of the log. The segment that is being written is left out: its end was
-written lately, and is read by everybody.
+bytes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from fluxd.core import limits
 from fluxd.core.runtime import Reactor, Timer
 from fluxd.core.types import GroupId
 from fluxd.raft.group import Group
+from fluxd.raft.housekeeping import Housekeeping
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
+from fluxd.storage.beside import Faults
+from fluxd.storage.errors import is_damage
 from fluxd.storage.scrub import Piece, Verified
 
 _FIRST_AFTER = 60.0
 """The first pass begins so long after the start at the latest."""
 _PASSED_OVER_PER_TURN = 500
 """Replicas without anything to read that are looked at in one turn of the loop."""
+_SMALL_FILE_BYTES = 64 * limits.KIB
+"""What the files beside a log, or one of the node's, count for."""
+
+
+class NodeFile(Protocol):
+    """A file of the node of which the process knows what it says."""
+
+    def begin_check(self) -> Callable[[], str] | None:
+        """For another thread: read it again; "", or path, position and what is wrong; raises OSError. None: not
+        now."""
+
+    def mend(self) -> Sequence[Callable[[], None]]:
+        """The last check has found it damaged: have it written anew; blocking steps, if that takes any."""
+
+
+class Scrubbed(Protocol):
+    """What the scrub needs of a `Host`."""
+
+    housekeeping: Housekeeping
+    files: list[NodeFile]
+
+    @property
+    def groups(self) -> Mapping[GroupId, Group | OfflineGroup]:
+        """All replicas."""
 
 
 class Scrubber:
     """Of one node.
 
     Args:
-        groups: the host's table, read live.
+        host: its replicas and files, read live.
         interval_s: a pass begins so long after the one before began, or when that has ended; 0: never.
         bytes_per_second: at most.
     """
@@ -37,20 +68,21 @@ class Scrubber:
     def __init__(
         self,
         reactor: Reactor,
-        groups: Mapping[GroupId, Group | OfflineGroup],
+        host: Scrubbed,
         log_event: Callable[..., None],
         *,
         interval_s: float,
         bytes_per_second: int,
     ) -> None:
-        self._reactor, self._groups, self._log_event = reactor, groups, log_event
+        self._reactor, self._host, self._log_event = reactor, host, log_event
         self._interval_s, self._bytes_per_second = interval_s, bytes_per_second
         self._timer: Timer | None = None
         self._stopped = False
         self._began_at = 0.0
+        self._files: deque[NodeFile] = deque()
         self._left: deque[GroupId] = deque()
-        self._at = Verified()
-        """In the log of the first of `_left`."""
+        self._at: Verified | None = None
+        """In the log of the first of `_left`; None: what is beside it comes first."""
         self._bytes = 0
 
     def start(self) -> None:
@@ -69,49 +101,108 @@ class Scrubber:
 
     def _begin_pass(self) -> None:
         self._began_at, self._bytes = self._reactor.now(), 0
-        self._left, self._at = deque(self._groups), Verified()
+        self._files, self._left, self._at = deque(self._host.files), deque(self._host.groups), None
         self._go_on()
 
     def _go_on(self) -> None:
+        while self._files:
+            file = self._files.popleft()
+            read = file.begin_check()
+            if read is not None:
+                self._check_file(file, read)
+                return
         for _ in range(_PASSED_OVER_PER_TURN):
             if not self._left:
                 self._end_pass()
                 return
-            group = self._groups.get(self._left[0])
-            if isinstance(group, Group) and group.role is not Role.FAILED:
-                piece = group.log.scrub.next_piece(
-                    self._at, end_index=group.commit_index, max_bytes=limits.SCRUB_PIECE_BYTES, closed_only=True
-                )
-                if piece is not None:
-                    self._read(group, piece)
-                    return
+            group = self._host.groups.get(self._left[0])
+            if isinstance(group, Group) and group.role is not Role.FAILED and self._read_next(group):
+                return
             self._next_group()
         self._arm(0.0, self._go_on)
 
     def _next_group(self) -> None:
         self._left.popleft()
-        self._at = Verified()
+        self._at = None
 
     def _end_pass(self) -> None:
         now = self._reactor.now()
         self._log_event("scrub_finished", bytes=self._bytes, seconds=round(now - self._began_at, 1))
         self._arm(max(0.0, self._began_at + self._interval_s - now), self._begin_pass)
 
+    def _read_next(self, group: Group) -> bool:
+        """False: all of it was read."""
+        if self._at is None:
+            self._at = Verified()
+            beside = self._host.housekeeping.check(group)
+            if beside is not None:
+                self._check_beside(group, beside)
+                return True
+        piece = group.log.scrub.next_piece(
+            self._at, end_index=group.commit_index, max_bytes=limits.SCRUB_PIECE_BYTES, closed_only=True
+        )
+        if piece is not None:
+            self._read(group, piece)
+        return piece is not None
+
+    def _check_file(self, file: NodeFile, read: Callable[[], str]) -> None:
+        found: list[str] = []
+
+        def done(error: BaseException | None) -> int:
+            why = found[0] if error is None else str(error) if is_damage(error) else ""
+            if why:
+                self._log_event("file_damaged", why=why)
+                self._mend(file, why)
+            return _SMALL_FILE_BYTES
+
+        self._blocking(lambda: found.append(read()), done)
+
+    def _mend(self, file: NodeFile, why: str) -> None:
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._log_event("file_not_mended", why=f"{why}: {error}")
+            else:
+                self._log_event("file_mended", why=why)
+
+        steps = list(file.mend())
+        if steps:
+            self._reactor.run_blocking(steps, done)
+
+    def _check_beside(self, group: Group, read: Callable[[], Faults]) -> None:
+        found: list[Faults] = []
+        log = group.log
+
+        def done(error: BaseException | None) -> int:
+            if error is None and found[0] and self._host.groups.get(group.group_id) is group and group.log is log:
+                self._host.housekeeping.mend(group, found[0])
+            return _SMALL_FILE_BYTES
+
+        self._blocking(lambda: found.append(read()), done)
+
     def _read(self, group: Group, piece: Piece) -> None:
         found: list[Verified] = []
-        began_at = self._reactor.now()
 
-        def done(error: BaseException | None) -> None:
-            if self._stopped:
-                return
-            size = limits.SCRUB_PIECE_BYTES
+        def done(error: BaseException | None) -> int:
             if error is None:
-                self._at, size = found[0], found[0].size
-                self._bytes += size
-            elif not group.log.scrub.is_gone(piece):
+                self._at = found[0]
+                self._bytes += found[0].size
+                return found[0].size
+            if not group.log.scrub.is_gone(piece):
                 group.read_failed(error)
                 self._next_group()
+            return limits.SCRUB_PIECE_BYTES
+
+        self._blocking(lambda: found.append(piece.read()), done)
+
+    def _blocking(self, read: Callable[[], None], done: Callable[[BaseException | None], int]) -> None:
+        """One piece; then `done`, which says how many bytes it counts for; then a rest, and the next one."""
+        began_at = self._reactor.now()
+
+        def ended(error: BaseException | None) -> None:
+            if self._stopped:
+                return
+            size = done(error)
             busy_s = self._reactor.now() - began_at
             self._arm(max(size / self._bytes_per_second, busy_s * limits.SCRUB_REST_FACTOR), self._go_on)
 
-        self._reactor.run_blocking([lambda: found.append(piece.read())], done)
+        self._reactor.run_blocking([read], ended)

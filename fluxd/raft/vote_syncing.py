@@ -7,11 +7,11 @@ go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fluxd.core.runtime import Reactor
 from fluxd.raft.healing import Backoff
-from fluxd.storage.votes import VoteFile
+from fluxd.storage.votes import VoteCheck, VoteFile
 
 
 class VoteSyncing:
@@ -31,6 +31,9 @@ class VoteSyncing:
         self._busy = self._stopped = False
         self._failures = 0
         self._backoff = Backoff()
+        self._check: VoteCheck | None = None
+        self._mended_at = 0
+        """Operation that is durable when a damaged file was written anew; 0: it is sound, as far as known."""
 
     def stop(self) -> None:
         """Sync nothing more."""
@@ -56,10 +59,25 @@ class VoteSyncing:
             if self._failures:
                 self._failures = 0
                 self._log_event("votes_synced_again")
+            if 0 < self._mended_at <= votes.synced_op:
+                self._mended_at = 0
+                self._log_event("file_mended", why="the votes were written anew")
             self._synced()
             self.sync()
 
         self._reactor.run_blocking(job.steps, done)
+
+    def begin_check(self) -> Callable[[], str] | None:
+        """As `NodeFile` has it (`scrubbing.py`)."""
+        self._check = self._votes.begin_check()
+        return self._check.read if self._check is not None else None
+
+    def mend(self) -> Sequence[Callable[[], None]]:
+        """Have the votes written anew, as after a failed sync."""
+        if self._check is not None:
+            self._mended_at = self._votes.lost(self._check)
+            self.sync()
+        return ()
 
     def _failed(self, why: str) -> None:
         """Once more at once: it may have passed; then with waits."""

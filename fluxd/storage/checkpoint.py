@@ -18,6 +18,9 @@ A slot is written without a sync after each sync of the log, always into the slo
 so a power cut that tears it leaves the older one, whose mark is lower, which is safe: the mark says what must be
 there, not what may. It is written with a sync where it falls (before a truncation) and where a segment is finished
 (before the first sync of the next one).
+
+Where the scrub finds that the disk has lost the file, it is written anew from memory: under a temporary name, synced,
+renamed, its name synced. Power lost on the way leaves the damaged file or the new one.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from crc32c import crc32c
@@ -36,6 +40,7 @@ STATE_NAME = "state"
 SLOT_BYTES = 64
 SLOT_POSITIONS = (0, 512)
 FILE_BYTES = 1024
+_TEMPORARY_SUFFIX = ".tmp"
 _MAGIC = b"FXS1"
 _SLOT = struct.Struct("<4sIQQQQQQI")
 _CHECKSUM = struct.Struct("<I")
@@ -83,10 +88,14 @@ class StateFile:
     def create(cls, fs: FileSystem, path: str, state: State) -> StateFile:
         """A new file, synced; its name is not."""
         file = fs.open(path, create=True)
-        file.truncate(0)
-        file.append(bytes(FILE_BYTES))
-        created = cls(file)
-        created.write_synced(state)
+        try:
+            file.truncate(0)
+            file.append(bytes(FILE_BYTES))
+            created = cls(file)
+            created.write_synced(state)
+        except OSError:
+            file.close()
+            raise
         return created
 
     @classmethod
@@ -143,9 +152,51 @@ class StateFile:
                 self._write(State(mark, self.state.checkpoint))
                 self._sync()
 
+    def fault(self, fs: FileSystem, path: str) -> str:
+        """Read the file again: "", or where and how it is not what was written. Blocks; safe in a thread.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+        """
+        if not self._fault_of(_read_again(fs, path)):
+            return ""
+        with self._lock:  # it may have been written in between
+            return self._fault_of(_read_again(fs, path))
+
+    def write_anew(self, fs: FileSystem, path: str) -> None:
+        """Put a new file in the place of the one that the disk has lost, durably. Blocks; safe in a thread.
+
+        Safe, since the memory of the process knows at least what was durable: the mark of a finished sync. The log
+        must stay open meanwhile.
+        """
+        with self._lock:
+            assert self.state is not None
+            temporary = path + _TEMPORARY_SUFFIX
+            fs.remove(temporary)
+            fresh = StateFile.create(fs, temporary, self.state)
+            try:
+                fs.rename(temporary, path)
+            except OSError:
+                fresh.close()
+                raise
+            self._file.close()  # what follows goes to the new one, whether its name is durable or not
+            self._file, self._sequence, self._slot = fresh._file, fresh._sequence, fresh._slot
+            fs.sync_directory(path.rpartition("/")[0])
+
     def close(self) -> None:
         """Harmless when closed."""
         self._file.close()
+
+    def _fault_of(self, data: bytes) -> str:
+        if len(data) < FILE_BYTES:
+            return f"position {len(data)}: the end is gone"
+        held = self._slot ^ 1
+        found = [_parse(data[position : position + SLOT_BYTES]) for position in SLOT_POSITIONS]
+        if found[held] is None:
+            return f"position {SLOT_POSITIONS[held]}: the slot that is durable is damaged"
+        if (self._sequence, self.state) not in found:
+            return f"position {SLOT_POSITIONS[self._slot]}: not the slot that was written last"
+        return ""
 
     def _write(self, state: State) -> None:
         mark, checkpoint = state.mark, state.checkpoint
@@ -175,6 +226,12 @@ class StateFile:
             if found is not None and found[0] > self._sequence:
                 self._sequence, self.state = found
                 self._slot = slot ^ 1
+
+
+def _read_again(fs: FileSystem, path: str) -> bytes:
+    with closing(fs.open(path)) as file:
+        file.forget_all()
+        return file.read(0, FILE_BYTES)
 
 
 def _parse(slot: bytes) -> tuple[int, State] | None:

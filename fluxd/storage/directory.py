@@ -14,7 +14,8 @@ rename, sync of the directory), so a power cut leaves the old or the new one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,6 +67,7 @@ class DataDirectory:
         """It was made by this `open_directory`."""
         self._meta = meta
         self._lock = lock
+        self._lock_of_meta = threading.Lock()
 
     @property
     def meta(self) -> Meta:
@@ -80,25 +82,19 @@ class DataDirectory:
         """
         if self._meta.cluster_id not in ("", cluster_id):
             raise DirectoryError(f"this data directory belongs to cluster {self._meta.cluster_id}, not {cluster_id}")
-        meta = replace(self._meta, cluster_id=cluster_id, founding=founding)
-        _write_meta(self.fs, meta)
-        self._meta = meta
+        self._change(replace(self._meta, cluster_id=cluster_id, founding=founding))
 
     def set_metadata_bound(self) -> None:
         """Remember that the cluster has bound the metadata replica's vote to this directory, durably."""
         if not self._meta.metadata_bound:
-            meta = replace(self._meta, metadata_bound=True)
-            _write_meta(self.fs, meta)
-            self._meta = meta
+            self._change(replace(self._meta, metadata_bound=True))
 
     def renew(self, random_bytes: Callable[[int], bytes]) -> None:
         """The votes are lost: from now on this is another directory, without any, to which no replica is bound.
 
         The new id is durable before there are new votes: power lost in between, this is done again.
         """
-        meta = replace(self._meta, directory_id=random_bytes(DIRECTORY_ID_BYTES).hex(), metadata_bound=False)
-        _write_meta(self.fs, meta)
-        self._meta = meta
+        self._change(replace(self._meta, directory_id=random_bytes(DIRECTORY_ID_BYTES).hex(), metadata_bound=False))
         if self.fs.exists(VOTES_NAME):
             number, taken = 1, set(self.fs.list(QUARANTINE))
             while f"{VOTES_NAME}.{number}" in taken:
@@ -106,6 +102,31 @@ class DataDirectory:
             self.fs.rename(VOTES_NAME, f"{QUARANTINE}/{VOTES_NAME}.{number}")
             self.fs.sync_directory(QUARANTINE)
         VoteFile.create(self.fs, VOTES_NAME).close()
+
+    def _change(self, meta: Meta) -> None:
+        with self._lock_of_meta:
+            _write_meta(self.fs, meta)
+            self._meta = meta
+
+    def begin_check(self) -> Callable[[], str] | None:
+        """For another thread: read meta.json again; "", or path, position and what is wrong. Raises OSError."""
+        return self._fault
+
+    def _fault(self) -> str:
+        with self._lock_of_meta:
+            try:
+                found = _read_meta(self.fs)
+            except DirectoryError as error:
+                return f"{META_NAME}: position 0: {error}"
+            return "" if found == self._meta else f"{META_NAME}: position 0: not what was written"
+
+    def mend(self) -> Sequence[Callable[[], None]]:
+        """Blocking steps that write meta.json anew: the process knows what it says."""
+        return [self._write_anew]
+
+    def _write_anew(self) -> None:
+        with self._lock_of_meta:
+            _write_meta(self.fs, self._meta)
 
     def partitions(self) -> list[str]:
         """Names of the directories below partitions/."""
@@ -190,6 +211,7 @@ def _read_meta(fs: FileSystem) -> Meta | None:
     except FileNotFoundError:
         return None
     with closing(file):
+        file.forget_all()
         data = file.read(0, file.size())
     try:
         content = json.loads(data)

@@ -6,6 +6,17 @@ node) from taking part: it neither votes nor acknowledges until it has been admi
 
 from __future__ import annotations
 
+import errno
+
+from fluxd.core.errors import CorruptDataError
+
+_ERRNOS_OF_DAMAGE = (errno.EIO, errno.ENOENT)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether a failed read of what is durable says that the disk has lost it; else it may pass."""
+    return isinstance(error, CorruptDataError) or (isinstance(error, OSError) and error.errno in _ERRNOS_OF_DAMAGE)
+
 
 class LogMissing(Exception):
     """There is no log: no directory, no file in it, or a creation that power cut off before the birth entry was

@@ -51,6 +51,10 @@ class File(Protocol):
         """A hint: what stands before `end` and is synced will hardly be read, so it need not stay in memory. From any
         thread; never an error."""
 
+    def forget_all(self) -> None:
+        """A hint: what is read next should come from the disk, as far as it is synced. From any thread; never an
+        error."""
+
     def close(self) -> None:
         """Harmless when closed."""
 

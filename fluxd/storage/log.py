@@ -24,6 +24,7 @@ from fluxd.core.entry import Stamp, birth_frame, read_stamp
 from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.retention import SegmentSummary
 from fluxd.core.types import GroupId, Offset, RaftIndex, Term
+from fluxd.storage.beside import BesideLog
 from fluxd.storage.checkpoint import Checkpoint, Mark
 from fluxd.storage.creation import create_files, prepare_directory
 from fluxd.storage.errors import LogCorrupt
@@ -68,7 +69,7 @@ class PartitionLog:
         self._group = group
         self._segment_bytes, self._segment_ms = segment_bytes, segment_ms
         self._segments = Segments(fs, recovered.segments)
-        self.scrub = LogScrub(fs, self._segments)
+        self.scrub = LogScrub(fs, self._segments, BesideLog(fs, directory, group, recovered.state))
         self._state = recovered.state
         self._last = recovered.last
         self._tail = TailCache()

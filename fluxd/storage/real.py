@@ -122,6 +122,11 @@ class RealFile:
         with suppress(OSError), self._using():  # only a hint
             os.posix_fadvise(self._fd, start, stop - start, os.POSIX_FADV_DONTNEED)
 
+    def forget_all(self) -> None:
+        """Have the page cache drop the file; what was not written back stays."""
+        with suppress(OSError), self._using():  # only a hint
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         """Give the descriptor back, at once or when the last call that uses it returns."""
         with self._lock:

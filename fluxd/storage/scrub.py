@@ -8,7 +8,6 @@ damage: `LogScrub.is_gone` says so.
 
 from __future__ import annotations
 
-import errno
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import closing
@@ -16,18 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from fluxd.core.entry import Stamp
-from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import Offset, RaftIndex
+from fluxd.storage.beside import BesideLog
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import BadFrame, breach, faults_of, walk_frames
 from fluxd.storage.segments import Segments
-
-_ERRNOS_OF_DAMAGE = (errno.EIO, errno.ENOENT)
-
-
-def is_damage(error: BaseException) -> bool:
-    """Whether a failed read of committed entries says that the disk has lost them; else it may pass."""
-    return isinstance(error, CorruptDataError) or (isinstance(error, OSError) and error.errno in _ERRNOS_OF_DAMAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +53,10 @@ class Piece:
 
 
 class LogScrub:
-    """Of one log; on the loop, but for the callables that it gives out."""
+    """Of one log; on the loop, but for the callables that it gives out, and for `beside`."""
 
-    def __init__(self, fs: FileSystem, segments: Segments) -> None:
-        self._fs, self._segments = fs, segments
+    def __init__(self, fs: FileSystem, segments: Segments, beside: BesideLog) -> None:
+        self._fs, self._segments, self.beside = fs, segments, beside
 
     def next_piece(
         self, after: Verified, *, end_index: RaftIndex, max_bytes: int, closed_only: bool = False
@@ -127,7 +119,7 @@ class LogScrub:
 
         Raises:
             CorruptDataError: it is damaged.
-            OSError: see `is_damage`.
+            OSError: see `errors.is_damage`.
         """
         segment, position = self._segments.position_of(index)
         with closing(self._fs.open(segment.path)) as file, faults_of(segment.path):

@@ -24,6 +24,7 @@ only trace of what stood there, and vouches for where the log begins: without it
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable
 from contextlib import closing
@@ -149,6 +150,38 @@ def read_snapshot_file(fs: FileSystem, directory: str, group: GroupId, max_index
             if snapshot is not None and snapshot.index == index:
                 return index, data
     return RaftIndex(0), b""
+
+
+def damaged_snapshots(fs: FileSystem, directory: str, group: GroupId, expected: RaftIndex) -> dict[RaftIndex, str]:
+    """Read all snapshots again: of those that are damaged, the index, and path and position. Blocks.
+
+    Args:
+        expected: one that must be there, too, or a newer one; 0: none.
+
+    Raises:
+        OSError: one cannot be read, for a reason that may pass.
+    """
+    found: dict[RaftIndex, str] = {}
+    indexes = snapshot_indexes(fs, directory)
+    for index in indexes:
+        path = f"{directory}/{snapshot_name(index)}"
+        try:
+            with closing(fs.open(path)) as file:
+                file.forget_all()
+                data = file.read(0, file.size())
+        except FileNotFoundError:
+            continue  # a newer one has taken its place
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            found[index] = f"{path}: position 0: {error.strerror}"
+            continue
+        snapshot = decode_snapshot(group, data)
+        if snapshot is None or snapshot.index != index:
+            found[index] = f"{path}: position 0: not the {len(data)} bytes that were written"
+    if expected and max(indexes, default=0) < expected:
+        found[expected] = f"{directory}/{snapshot_name(expected)} is missing"
+    return found
 
 
 def snapshot_indexes(fs: FileSystem, directory: str) -> list[RaftIndex]:

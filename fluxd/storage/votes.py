@@ -20,13 +20,14 @@ Power lost before the name is synced leaves the old file with all that was durab
 After an error of the file nothing more is written to it: the votes are in memory, none is forgotten, and the next sync
 writes all of them anew. Nothing is durable until that has succeeded; it can be tried as often as it takes. An opened
 file is treated the same way: the process before may have met a failed sync, after which another one returns although
-the disk lacks what can be read.
+the disk lacks what can be read. And so is one of which the scrub has found that the disk has lost what was written.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -76,6 +77,19 @@ class VoteSyncJob:
 
 
 _Key = tuple[GroupId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class VoteCheck:
+    """Reading the vote file again.
+
+    Args:
+        read: for another thread: "", or path, position and what is wrong; raises OSError.
+        file: that was open when it began.
+    """
+
+    read: Callable[[], str]
+    file: File
 
 
 class VoteFile:
@@ -225,6 +239,28 @@ class VoteFile:
             raise InvariantViolation(f"{self._path}: another sync is in flight")
         self._job = None
 
+    def begin_check(self) -> VoteCheck | None:
+        """Read again what was written; None: not now, the file is about to be written anew."""
+        if self._unusable or (self._job is not None and self._job.compacts):
+            return None
+        return VoteCheck(partial(_fault, self._fs, self._path, dict(self._votes), self._records), self._file)
+
+    def lost(self, check: VoteCheck) -> int:
+        """A check has found that the disk has lost what was written: have it written anew, by the next sync.
+
+        What was promised is in memory, whole: this is the same as after a sync that failed. Operations that are
+        durable stay so for whoever waits: a process that ends before the new file is there finds damaged votes.
+
+        Returns:
+            Operation whose being durable says that the new file is; 0: it is another file by now, of which nothing is
+            known.
+        """
+        if self._unusable or check.file is not self._file or (self._job is not None and self._job.compacts):
+            return 0
+        self._unusable = True
+        self._op += 1
+        return self._op
+
     def close(self) -> None:
         """Harmless when closed."""
         self._file.close()
@@ -246,6 +282,19 @@ def _conflict(known: Vote | None, vote: Vote) -> str | None:
     if known.voted_for is not None and vote.voted_for != known.voted_for:
         return f"vote of term {vote.term} changes from {known.voted_for} to {vote.voted_for}"
     return None
+
+
+def _fault(fs: FileSystem, path: str, votes: dict[_Key, Vote], records: int) -> str:
+    with closing(fs.open(path)) as file:
+        file.forget_all()
+        data = file.read(0, HEADER_BYTES + records * RECORD_BYTES)
+    try:
+        found, count = _parse(path, data)
+    except VotesCorrupt as error:
+        return str(error)
+    if count < records:
+        return f"{path}: position {HEADER_BYTES + count * RECORD_BYTES}: not the record that was written"
+    return "" if found == votes else f"{path}: position {HEADER_BYTES}: not the votes that were written"
 
 
 def _header() -> bytes:

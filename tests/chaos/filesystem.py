@@ -65,6 +65,10 @@ class PowerCutFile:
         """A hint for the page cache."""
         self._file.forget(end)
 
+    def forget_all(self) -> None:
+        """A hint for the page cache."""
+        self._file.forget_all()
+
     def close(self) -> None:
         """Harmless when closed."""
         self._file.close()

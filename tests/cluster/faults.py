@@ -8,12 +8,13 @@ from functools import partial
 from fluxd.core.types import NodeId
 from fluxd.raft.spec import Role
 from fluxd.storage.directory import PARTITIONS, VOTES_NAME
+from fluxd.storage.snapshot import SUFFIX
 from tests.cluster.node import SimNode
 from tests.cluster.scene import Client
 from tests.cluster.watch import Watch
 from tests.cluster.wire import Wire
 from tests.simulation.clock import Simulator
-from tests.simulation.damage import EXCLUDED, damage_closed_segment, damage_replica, damage_votes
+from tests.simulation.damage import EXCLUDED, damage_replica, damage_running_replica, damage_votes
 from tests.simulation.disk import WELL, Sickness
 
 STOP_SECONDS = 12.0
@@ -67,8 +68,8 @@ class Faults:
             (4, self._isolate_leader), (3, self._cut_majority), (8, self._heal_network), (5, self._reset_some),
             (4, self._change_weather), (3, self._slow_disk), (2, self._hang_disk), (2, self._jump_clock),
             (5 if self._trims else 1, self._leave), (3, self._crash_client),
-            (4 if self._wipes_max else 0, self._wipe), (2, self._transfer),
-            (5, self._sicken_disk), (3, self._use_up_disk), (5 if self._wipes_max else 0, self._damage_disk),
+            (3 if self._wipes_max else 0, self._wipe), (2, self._transfer),
+            (5, self._sicken_disk), (3, self._use_up_disk), (9 if self._wipes_max else 0, self._damage_disk),
         ]  # fmt: skip
         fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
         self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")
@@ -353,7 +354,7 @@ class Faults:
             self._after(self.rng.choice((0.5, 3.0)), make_room)
 
     def _damage_disk(self) -> None:
-        """A bit flips, or an end is gone: mostly while the node is down, of a closed segment at any time."""
+        """A bit flips, or an end is gone, while the node is down or runs; rather where there are snapshots."""
         if not self._may_lose_disk():
             return
         node = self.rng.choice([node for node in self.nodes.values() if not node.wiped])
@@ -365,9 +366,12 @@ class Faults:
         names = node.disk.names(PARTITIONS)
         if not names:
             return
-        directory = f"{PARTITIONS}/{self.rng.choice(names)}"
+        with_snapshots = [
+            name for name in names if any(file.endswith(SUFFIX) for file in node.disk.names(f"{PARTITIONS}/{name}"))
+        ]
+        directory = f"{PARTITIONS}/{self.rng.choice(with_snapshots or names)}"
         if node.alive:
-            kind = damage_closed_segment(node.disk, directory, self.rng)
+            kind = damage_running_replica(node.disk, directory, self.rng)
         elif self.rng.random() < 0.2:
             kind = damage_votes(node.disk, VOTES_NAME, self.rng)
         else:

@@ -15,6 +15,10 @@ from tests.cluster.scene import LOG, TOPIC, Client, Scene, failure_of
 GROUPS = "/fluxlog.v1.Groups/"
 GROUP = "group"
 _SESSION_MS, _REBALANCE_MS = 2_000, 1_000
+_SLOW_TO_RELEASE = 0.4
+"""How often a member keeps what it is asked to give up for longer than it may."""
+_LEAVES = 0.02
+"""How often it goes, and comes back as another one, each time it has looked at everything."""
 
 Owned = tuple[bytes, int]
 """Topic id and partition."""
@@ -38,6 +42,7 @@ class Member(Client):
         self._ledger = ledger
         self._member_id = b""
         self._epoch = 0
+        self._call: SimCall | None = None
         self._positions: dict[Owned, int] = {}
 
     async def live(self) -> None:
@@ -46,7 +51,7 @@ class Member(Client):
         self.spawn(self._work())
         while self.scene.reading:
             address = self.any_address()
-            call = self.channel(address).stream_stream(GROUPS + "Join")()
+            call = self._call = self.channel(address).stream_stream(GROUPS + "Join")()
             try:
                 await self._be_member(call)
             except aio.AioRpcError as error:
@@ -78,6 +83,9 @@ class Member(Client):
                     self._assigned(message.assigned, first=first)
                     first = False
                 case "revoke":
+                    if self.rng.random() < _SLOW_TO_RELEASE:
+                        self.scene.counts["fault_slow_to_release"] += 1
+                        await self.rest(1.2 * _REBALANCE_MS / 1000, 2.0 * _REBALANCE_MS / 1000)
                     await self._commit()
                     for partition in message.revoke.partitions:
                         self._positions.pop((partition.topic_id, partition.partition), None)
@@ -102,6 +110,13 @@ class Member(Client):
             self._positions[owned] = max(item.committed_offset, before.get(owned, 0))
         self.scene.counts["partitions_assigned"] += len(assigned.assignments)
 
+    def _leave(self) -> None:
+        """Without a word: its stream breaks, and who comes next does not know its id."""
+        self._member_id = self.rng.randbytes(16)
+        self._positions.clear()
+        if self._call is not None:
+            self._call.cancel()
+
     # ---- work
 
     async def _work(self) -> None:
@@ -113,6 +128,9 @@ class Member(Client):
                 await self._commit()
             if self.rng.random() < 0.2:
                 await self._look()
+            if self.rng.random() < _LEAVES:
+                self.scene.counts["members_left"] += 1
+                self._leave()
             await self.rest(0.05, 0.3)
 
     async def _read(self, owned: Owned) -> None:

@@ -60,13 +60,13 @@ class Plan:
         rng = random.Random(seed)
         nodes = rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5))
         replicas = rng.choice((nodes, min(nodes, 3)))
-        wipes_max = (replicas - 1) // 2 if rng.random() < 0.4 else 0
+        wipes_max = (replicas - 1) // 2 if rng.random() < 0.6 else 0
         return Plan(
             nodes,
             replicas,
             wipes_max,
             pace=rng.choice((0.5, 1.0, 2.5)),
-            retention_bytes=rng.choice((0, 0, 4_000)),
+            retention_bytes=rng.choice((0, 4_000)),
             members=rng.choice((0, 0, 2, 3)),
             metadata_records=rng.choice((0, 4, 12)),
             scrub_interval=rng.choice((limits.SCRUB_INTERVAL_DEFAULT, 2.0)),
@@ -295,7 +295,10 @@ class World:
                     )  # fmt: skip
         verdict = check(history)
         self.counts["histories_checked"] += 1
-        for name in ("log_trimmed", "state_log_trimmed", "log_damaged", "log_replaced", "replica_admitted"):
+        for name in (
+            "log_trimmed", "state_log_trimmed", "log_damaged", "log_replaced", "replica_admitted", "file_damaged",
+            "file_mended",
+        ):  # fmt: skip
             self.counts[f"events_{name}"] += sum(
                 f" {name} " in line for node in self.nodes.values() for line in node.events
             )

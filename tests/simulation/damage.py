@@ -18,11 +18,11 @@ EXCLUDED = "excluded"
 
 def damage_replica(disk: SimDisk, directory: str, rng: random.Random) -> str:
     """Damage one file of a replica whose process is down; returns what kind of file, EXCLUDED, or "": there is none."""
-    names = [name for name in disk.names(directory) if name.endswith((".seg", ".snap")) or name == STATE_NAME]
     mark = mark_of(disk, directory)
-    if not names or mark is None:
+    if mark is None:
         return ""
-    name = rng.choice(names)
+    kinds = [[name for name in disk.names(directory) if name.endswith(end)] for end in (".seg", ".snap", STATE_NAME)]
+    name = rng.choice(rng.choice([names for names in kinds if names]))
     path = f"{directory}/{name}"
     size = len(disk.current_bytes(path))
     first_index = parse_segment_name(name)
@@ -38,16 +38,37 @@ def damage_replica(disk: SimDisk, directory: str, rng: random.Random) -> str:
     return name.rpartition(".")[2]
 
 
-def damage_closed_segment(disk: SimDisk, directory: str, rng: random.Random) -> str:
-    """The same under a running process, where that does not write any more; "": there is none."""
-    segments = [name for name in disk.names(directory) if name.endswith(".seg")][:-1]
+def _closed_segments(disk: SimDisk, directory: str) -> list[str]:
+    """Those that a running process does not write any more."""
     mark = mark_of(disk, directory)
-    segments = [name for name in segments if mark is not None and (parse_segment_name(name) or 0) < mark.segment]
+    segments = [name for name in disk.names(directory) if name.endswith(".seg")][:-1]
+    return [name for name in segments if mark is not None and (parse_segment_name(name) or 0) < mark.segment]
+
+
+def damage_closed_segment(disk: SimDisk, directory: str, rng: random.Random) -> str:
+    """A bit flips under a running process; "": there is no such segment."""
+    segments = _closed_segments(disk, directory)
     if not segments:
         return ""
     path = f"{directory}/{rng.choice(segments)}"
     disk.flip_bit(path, rng.randrange(len(disk.current_bytes(path))), rng.randrange(8))
     return "seg"
+
+
+def damage_running_replica(disk: SimDisk, directory: str, rng: random.Random) -> str:
+    """A bit flips under a running process: in a closed segment, or in what stands beside the log; "": there is none."""
+    names = disk.names(directory)
+    if STATE_NAME not in names:
+        return ""
+    closed = _closed_segments(disk, directory)
+    kinds = [closed, [name for name in names if name.endswith(".snap")], [STATE_NAME]]
+    name = rng.choice(rng.choice([names for names in kinds if names]))
+    path = f"{directory}/{name}"
+    size = len(disk.current_bytes(path))
+    if not size:
+        return EXCLUDED
+    disk.flip_bit(path, rng.randrange(size), rng.randrange(8))
+    return f"running_{name.rpartition('.')[2]}"
 
 
 def damage_votes(disk: SimDisk, path: str, rng: random.Random) -> str:

@@ -120,6 +120,9 @@ class SimFile:
         if end:
             self._disk.forgotten[self._path] = end
 
+    def forget_all(self) -> None:
+        """There is no cache."""
+
     def close(self) -> None:
         """Harmless when closed."""
         self._closed = True

@@ -172,7 +172,7 @@ def test_the_state_comes_with_the_copy() -> None:
 
 def keep_everything(lab: Lab, number: int) -> None:
     """A node that trims nothing: its disk has the log from the beginning."""
-    host(lab, number)._housekeeping.keep = lambda group: None  # type: ignore[method-assign]
+    host(lab, number).housekeeping.keep = lambda group: None  # type: ignore[method-assign]
 
 
 def with_a_long_log_on_2() -> Lab:

@@ -15,38 +15,31 @@ from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId, RaftIndex
 from fluxd.raft.proposal import Committed
 from fluxd.raft.spec import Role
-from tests.simulation.lab import Lab, is_append, is_heartbeat, is_reply, outcome
+from tests.simulation.lab import Lab, is_heartbeat, is_reply, outcome
 
 BIG = b"." * 200_000
 
 
 def test_h1_acknowledgements_of_pipelined_entries_make_nothing_be_sent_or_truncated_again() -> None:
     """A late acknowledgement winds nextIndex back in the bare library: it re-sends, and the follower truncates
-    what it acknowledged.
+    what it acknowledged. One follower's answers are late, the other's make the group go on.
     """
     lab = Lab()
     lab.elect(1)
-    lab.network.hold = lambda source, target, message: is_reply(message)
-    lab.cut((1, 2), (3,))
-    answers = [lab.propose(1, b"%d" % n + BIG) for n in range(4)]
-    for _ in range(6):
-        lab.run(0.05)
-        lab.network.release(lab.network.held[:1])
-        del lab.network.held[:1]
+    lab.run(0.1)
+    lab.network.hold = lambda source, target, message: (source, target) == (2, 1) and is_reply(message)
+    before = len(lab.network.sent)
+    for n in range(4):
+        lab.commit(1, b"%d" % n + BIG)
+    lab.run(0.1)
+    while lab.network.held:
+        lab.network.release([lab.network.held.pop(0)])
+        lab.run(0.02)
+    frames = [f for s, t, m in lab.network.sent[before:] if (s, t) == (1, 2) for f in m.append_entries.frames]
+    assert len(frames) == len(set(frames)) == 4, "an entry was sent twice on a healthy network"
+    assert lab.counts["truncations"] == 0
     lab.network.hold = lambda source, target, message: False
-    lab.network.release()
-    lab.until(lambda: all(answers))
-    assert {outcome(a) for a in answers} == {"COMMITTED"}
-    sent = [
-        frame
-        for source, target, message in lab.network.sent
-        if target == 2 and is_append(message) and source == 1
-        for frame in message.append_entries.frames
-        if len(frame) > 1000
-    ]
-    assert len(sent) == len(set(sent)), "an entry was sent twice on a healthy network"
     lab.kill(1)
-    lab.heal()
     lab.until(lambda: lab.leader() in (2, 3))
     leader = lab.leader()
     assert leader is not None

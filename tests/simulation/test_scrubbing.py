@@ -25,7 +25,7 @@ def scrub(lab: Lab, number: int) -> Scrubber:
     host, reactor = node(lab, number).host, node(lab, number).reactor
     assert host is not None
     assert reactor is not None
-    scrubber = Scrubber(reactor, host.groups, node(lab, number)._log, interval_s=1.0, bytes_per_second=1 << 30)
+    scrubber = Scrubber(reactor, host, node(lab, number)._log, interval_s=1.0, bytes_per_second=1 << 30)
     scrubber.start()
     return scrubber
 

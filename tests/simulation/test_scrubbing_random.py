@@ -1,16 +1,20 @@
-"""Bits that flip anywhere in closed segments, while nodes die, leaders change and logs are trimmed: it all heals, and
-no log ever differs from another one in what is committed (the invariants look after every step)."""
+"""Bits that flip anywhere in closed segments, state files and snapshots, while nodes die, leaders change and logs are
+trimmed: it all heals, and no log ever differs from another one in what is committed (the invariants look after every
+step)."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
 from fluxd.core.errors import CorruptDataError
-from fluxd.core.types import NodeId
+from fluxd.core.types import NodeId, RaftIndex
 from fluxd.raft.scrubbing import Scrubber
+from fluxd.storage.checkpoint import STATE_NAME
 from fluxd.storage.scrub import Verified
+from fluxd.storage.snapshot import SUFFIX
 from tests.simulation.lab import Lab
 from tests.simulation.node import GROUP, SimNode
 from tests.simulation.test_copying import BIG
@@ -26,7 +30,7 @@ class World:
         self.lab = Lab(self.rng.choice((3, 3, 5)), seed=seed)
         self.lab.elect(1)
         self.damaged: set[NodeId] = set()
-        self.flips = self.acknowledged = 0
+        self.flips = Counter[str]()
         for number in self.lab.nodes:
             self._scrub(number)
 
@@ -34,7 +38,7 @@ class World:
         of = self.lab.nodes[NodeId(number)]
         assert of.host is not None
         assert of.reactor is not None
-        Scrubber(of.reactor, of.host.groups, of._log, interval_s=0.5, bytes_per_second=1 << 24).start()
+        Scrubber(of.reactor, of.host, of._log, interval_s=0.5, bytes_per_second=1 << 24).start()
 
     @property
     def minority(self) -> int:
@@ -70,16 +74,18 @@ class World:
         of = self.rng.choice(list(self.lab.nodes.values()))
         if len(self.damaged | {of.node_id}) > self.minority:
             return
-        closed = sorted(name for name in of.disk.list(DIRECTORY) if name.endswith(".seg"))[:-1]
-        if of.group is None or not closed:
+        names = of.disk.list(DIRECTORY)
+        kinds = [sorted(name for name in names if name.endswith(".seg"))[:-1], [n for n in names if n == STATE_NAME]]
+        kinds.append([name for name in names if name.endswith(SUFFIX)])
+        if of.group is None or not all(kinds):
             return
-        path = f"{DIRECTORY}/{self.rng.choice(closed)}"
+        path = f"{DIRECTORY}/{self.rng.choice(self.rng.choice(kinds))}"
         size = len(of.disk.durable_bytes(path) or b"")
         if size:
             of.disk.flip_bit(path, self.rng.randrange(size), self.rng.randrange(8))
             self.damaged.add(of.node_id)
             of.damaged = True
-            self.flips += 1
+            self.flips[path.rpartition(".")[2]] += 1
 
     def _kill_or_start(self) -> None:
         down = [of.node_id for of in self.lab.nodes.values() if not of.alive]
@@ -112,8 +118,8 @@ class World:
 
 
 def is_sound(of: SimNode) -> bool:
-    """Every byte of a replica's log, up to what is committed."""
-    if of.group is None:
+    """Every byte of a replica's log, up to what is committed, and of what stands beside it."""
+    if of.group is None or of.group.log.scrub.beside.faults(RaftIndex(0)):
         return False
     at = Verified()
     try:

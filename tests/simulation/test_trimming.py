@@ -104,7 +104,7 @@ def test_a_leader_with_a_longer_log_talks_to_a_trimmed_follower() -> None:
     lab = lab_with(10)
     host = lab.nodes[NodeId(1)].host
     assert host is not None
-    host._housekeeping.keep = lambda group: None  # type: ignore[method-assign]
+    host.housekeeping.keep = lambda group: None  # type: ignore[method-assign]
     trim(lab, 9)
     lab.until(lambda: trimmed(lab, 9, 2, 3))
     assert lab[1].log.first_index == 1

@@ -11,8 +11,9 @@ import pytest
 from fluxd.core.entry import HEADER_BYTES
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import Offset, RaftIndex
+from fluxd.storage.errors import is_damage
 from fluxd.storage.log import PartitionLog
-from fluxd.storage.scrub import Verified, is_damage
+from fluxd.storage.scrub import Verified
 from tests.simulation.disk import SimDisk
 from tests.storage_kit import DIRECTORY, append, create_log, open_log, read_all, sync
 

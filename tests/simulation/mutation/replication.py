@@ -46,8 +46,9 @@ MUTANTS = (
     ),
     Mutant(
         "c1-vote-term",
-        "C1 a vote counts in its term only",
+        "C1 a vote counts in its term only (which the campaign's number says as well: both are out)",
         (
+            Edit(_ELECTIONS, "if message.vote_reply.nonce != self._nonce:", "if False:"),
             Edit(
                 _ELECTIONS, "and message.term == guard.term and peer not in self._votes", "and peer not in self._votes"
             ),

@@ -10,6 +10,11 @@ _LEADING = "fluxd/raft/leading.py"
 _LEAVING = "fluxd/raft/leaving.py"
 _SERVING = "fluxd/raft/serving.py"
 _HOST = "fluxd/raft/host.py"
+_SCRUBBING = "fluxd/raft/scrubbing.py"
+_HOUSEKEEPING = "fluxd/raft/housekeeping.py"
+_CHECKPOINT = "fluxd/storage/checkpoint.py"
+_VOTES = "fluxd/storage/votes.py"
+_FILES = "tests/simulation/test_scrubbing_files.py::"
 _TESTS = "tests/simulation/test_scrubbing.py::"
 _UNIT = "tests/unit/test_storage_scrub.py::"
 _UNIT_READER = "tests/unit/test_storage_reader.py::"
@@ -38,6 +43,37 @@ MUTANTS = (
             ),
         ),
         guard=_TESTS + "test_a_trimmed_segment_is_no_damage",
+    ),
+    Mutant(
+        "scrub-state",
+        "a damaged state file is written anew, and what follows goes to the new one",
+        (
+            Edit(
+                _CHECKPOINT,
+                "            self._file.close()  # what follows goes to the new one, whether its name is durable or not\n"
+                "            self._file, self._sequence, self._slot = fresh._file, fresh._sequence, fresh._slot\n",
+                "            fresh.close()\n",
+            ),
+        ),
+        guard=_FILES + "test_what_is_written_while_the_state_file_is_mended_is_kept",
+    ),
+    Mutant(
+        "scrub-beside",
+        "the scrub reads what stands beside a log",
+        (Edit(_SCRUBBING, "self._host.housekeeping.mend(group, found[0])", "pass"),),
+        guard=_FILES + "test_a_damaged_snapshot_is_replaced[flip]",
+    ),
+    Mutant(
+        "scrub-old-snapshot",
+        "a damaged snapshot goes when a sound one is durable",
+        (Edit(_HOUSEKEEPING, "first=steps, then=remove,", "first=steps,"),),
+        guard=_FILES + "test_a_damaged_snapshot_is_replaced[flip]",
+    ),
+    Mutant(
+        "scrub-votes",
+        "damaged votes are written anew as a whole: a sync of the same file mends nothing",
+        (Edit(_VOTES, "            return 0\n        self._unusable = True\n", "            return 0\n"),),
+        guard=_FILES + "test_damaged_votes_are_written_anew[3]",
     ),
     Mutant(
         "read-hole",
