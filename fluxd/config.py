@@ -55,9 +55,12 @@ class Settings(BaseModel):
     """auto: console on a terminal, JSON otherwise."""
 
     scrub_interval: float = Field(default=limits.SCRUB_INTERVAL_DEFAULT, ge=0)
-    """Closed segments are read again and verified about this often, seconds. 0: never."""
+    """What is on the disk is read again and verified about this often, seconds. 0: never."""
     scrub_bytes_per_second: int = Field(default=limits.SCRUB_BYTES_PER_SECOND_DEFAULT, ge=limits.SCRUB_PIECE_BYTES)
     """At most; and at most a twentieth of the time."""
+    quarantine_retention: float = Field(default=limits.QUARANTINE_RETENTION_DEFAULT, ge=0)
+    """Data that was set aside because it was damaged, or belongs to no topic, is kept so long, seconds; only the last
+    of each partition, and none when the disk has no room. 0: not at all."""
 
     stop_timeout: float = Field(default=5.0, ge=0.1, le=300)
     """SIGTERM: how long handing over and finishing may take."""

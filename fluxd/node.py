@@ -35,6 +35,7 @@ from fluxd.broker.neighbours import Neighbours
 from fluxd.broker.offsets import ListingOffsets
 from fluxd.broker.partitions import Partitions
 from fluxd.broker.produce import Producing
+from fluxd.broker.quarantine_keeper import QuarantineKeeper
 from fluxd.broker.routes import Routes
 from fluxd.broker.thin_consuming import ThinConsuming
 from fluxd.broker.waiting import WaitingRoom
@@ -283,6 +284,7 @@ class Node:
         balancer = LeaderBalancer(self._reactor, self._view, self._host.groups)
         cleaner = Cleaner(self._reactor, self._view, self._host.groups)
         self._host.files.append(self._directory)
+        keeper = QuarantineKeeper(self._reactor, self._directory.fs, keep_s=self._settings.quarantine_retention)
         scrubber = Scrubber(
             self._reactor, self._host, _log_event, interval_s=self._settings.scrub_interval,
             bytes_per_second=self._settings.scrub_bytes_per_second,
@@ -301,11 +303,13 @@ class Node:
             balancer.start()
             cleaner.start()
             scrubber.start()
+            keeper.start()
             await self._server.set_serving(serving=True)
             log.info("node_serving", cluster_id=founding.cluster_id)
             await self._ended.wait()
             cleaner.stop()
             scrubber.stop()
+            keeper.stop()
             await self._drain(balancer)
             follower.stop()
             partitions.stop()

@@ -65,6 +65,9 @@ CHECK_INDEXES_MAX: Final = 1_000
 """Checksums of one CheckReplica."""
 SCRUB_INTERVAL_DEFAULT: Final = 24 * 3600.0
 SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * MIB
+QUARANTINE_RETENTION_DEFAULT: Final = 7 * 24 * 3600.0
+QUARANTINE_CHECK_INTERVAL: Final = 10.0
+"""Seconds; and so long a full disk may wait for what was set aside to go."""
 TAIL_CACHE_BYTES: Final = 4 * MIB
 """Frames at the end of a log that stay in memory: what followers and waiting readers ask for."""
 TAIL_CACHES_BYTES: Final = 256 * MIB

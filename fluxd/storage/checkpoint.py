@@ -179,7 +179,7 @@ class StateFile:
             except OSError:
                 fresh.close()
                 raise
-            self._file.close()  # what follows goes to the new one, whether its name is durable or not
+            self._file.close()  # what follows goes to the new one, durable name or not
             self._file, self._sequence, self._slot = fresh._file, fresh._sequence, fresh._slot
             fs.sync_directory(path.rpartition("/")[0])
 

@@ -19,13 +19,13 @@ from fluxd.core.types import GroupId, RaftIndex
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog
+from fluxd.storage.quarantine import QUARANTINE, free_path
 from fluxd.storage.snapshot import snapshot_indexes, snapshot_name
 
 MARK = "copying"
 REPLACES = "replaces"
 COPIES = "copies"
 _PARTITIONS = "partitions"
-_QUARANTINE = "quarantine"
 _REST_SUFFIX = ".copy"
 _MAGIC = b"FLUXCOPY"
 
@@ -69,14 +69,14 @@ def begin(fs: FileSystem, group: GroupId, *, beside: bool = False) -> None:
         fs.make_directory(_path(group, beside=True))
         fs.sync_directory(COPIES)
         return
-    path, rest = _path(group), f"{_QUARANTINE}/{group.directory_name}{_REST_SUFFIX}"
-    fs.make_directory(_QUARANTINE)
+    path, rest = _path(group), f"{QUARANTINE}/{group.directory_name}{_REST_SUFFIX}"
+    fs.make_directory(QUARANTINE)
     fs.remove_tree(rest)
     if fs.exists(path):
         copied = is_being_copied(fs, group)
-        aside = rest if copied else _free_name(fs, group)
+        aside = rest if copied else free_path(fs, group.directory_name)
         fs.rename(path, aside)
-        fs.sync_directory(_QUARANTINE)
+        fs.sync_directory(QUARANTINE)
         fs.sync_directory(_PARTITIONS)
         fs.remove_tree(rest)
     fs.make_directory(path)
@@ -169,10 +169,3 @@ def finish_replacing(fs: FileSystem, group: GroupId) -> None:
 
 def _path(group: GroupId, *, beside: bool = False) -> str:
     return f"{COPIES if beside else _PARTITIONS}/{group.directory_name}"
-
-
-def _free_name(fs: FileSystem, group: GroupId) -> str:
-    number = 1
-    while fs.exists(f"{_QUARANTINE}/{group.directory_name}.{number}"):
-        number += 1
-    return f"{_QUARANTINE}/{group.directory_name}.{number}"

@@ -5,7 +5,7 @@
     votes                    terms and votes of all groups (storage/votes.py)
     partitions/<group>/      one directory per group (storage/log.py)
     copies/<group>/          a copy that is to take the place of a log (storage/copies.py)
-    quarantine/<group>.<n>/  what was set aside; nothing reads it
+    quarantine/<group>.<n>/  what was set aside; nothing reads it, and it goes after a while (storage/quarantine.py)
 
 `meta.json` is made last: a directory without it was never used. It is replaced as a whole (temporary file, sync,
 rename, sync of the directory), so a power cut leaves the old or the new one.
@@ -24,13 +24,13 @@ from fluxd.core.types import DIRECTORY_ID_BYTES, NodeId
 from fluxd.storage.errors import DirectoryError
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.lock import DirectoryLock
+from fluxd.storage.quarantine import QUARANTINE, free_path
 from fluxd.storage.votes import VoteFile
 
 FORMAT_VERSION = 1
 META_NAME = "meta.json"
 VOTES_NAME = "votes"
 PARTITIONS = "partitions"
-QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,7 @@ class DataDirectory:
         """
         self._change(replace(self._meta, directory_id=random_bytes(DIRECTORY_ID_BYTES).hex(), metadata_bound=False))
         if self.fs.exists(VOTES_NAME):
-            number, taken = 1, set(self.fs.list(QUARANTINE))
-            while f"{VOTES_NAME}.{number}" in taken:
-                number += 1
-            self.fs.rename(VOTES_NAME, f"{QUARANTINE}/{VOTES_NAME}.{number}")
+            self.fs.rename(VOTES_NAME, free_path(self.fs, VOTES_NAME))
             self.fs.sync_directory(QUARANTINE)
         VoteFile.create(self.fs, VOTES_NAME).close()
 
@@ -137,10 +134,7 @@ class DataDirectory:
 
         The rename is atomic, so power lost in between leaves it under one of the two names.
         """
-        number, taken = 1, set(self.fs.list(QUARANTINE))
-        while f"{name}.{number}" in taken:
-            number += 1
-        path = f"{QUARANTINE}/{name}.{number}"
+        path = free_path(self.fs, name)
         self.fs.rename(f"{PARTITIONS}/{name}", path)
         self.fs.sync_directory(QUARANTINE)
         self.fs.sync_directory(PARTITIONS)

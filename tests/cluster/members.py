@@ -43,6 +43,7 @@ class Member(Client):
         self._member_id = b""
         self._epoch = 0
         self._call: SimCall | None = None
+        self._left = False
         self._positions: dict[Owned, int] = {}
 
     async def live(self) -> None:
@@ -51,6 +52,7 @@ class Member(Client):
         self.spawn(self._work())
         while self.scene.reading:
             address = self.any_address()
+            self._left = False
             call = self._call = self.channel(address).stream_stream(GROUPS + "Join")()
             try:
                 await self._be_member(call)
@@ -62,6 +64,9 @@ class Member(Client):
                     self._positions.clear()
             except asyncio.InvalidStateError:
                 pass
+            except asyncio.CancelledError:  # of the call, not of this task
+                if not self._left:
+                    raise
             finally:
                 call.cancel()
             await self.rest(0.05, 0.2)
@@ -114,8 +119,8 @@ class Member(Client):
         """Without a word: its stream breaks, and who comes next does not know its id."""
         self._member_id = self.rng.randbytes(16)
         self._positions.clear()
-        if self._call is not None:
-            self._call.cancel()
+        if self._call is not None and self._call.cancel():
+            self._left = True
 
     # ---- work
 

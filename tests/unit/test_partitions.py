@@ -13,7 +13,8 @@ from fluxd.core.metadata import FIRST_GENERATION, Image, Node, Partition, Replic
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft.spec import GroupSpec
-from fluxd.storage.directory import PARTITIONS, QUARANTINE, DataDirectory, open_directory
+from fluxd.storage.directory import PARTITIONS, DataDirectory, open_directory
+from fluxd.storage.quarantine import QUARANTINE
 from fluxlog.v1 import metadata_pb2
 from tests.simulation.disk import SimDisk
 from tests.unit.broker_fakes import Cluster, FakeGroup, Metadata, directory, partition
@@ -193,7 +194,7 @@ def test_deleted_while_the_node_was_down() -> None:
 
 
 def test_files_of_an_unknown_topic_are_set_aside_once_the_metadata_is_current() -> None:
-    """Before that their topic may not have been read yet; after it they are quarantined, and never removed."""
+    """Before that their topic may not have been read yet; after it they are quarantined, not removed."""
     metadata = Metadata()
     known = GroupId(metadata.create("orders", partition(1, 2, 3)), 0)
     elsewhere = GroupId(metadata.create("elsewhere", partition(2, 3)), 0)

@@ -50,7 +50,7 @@ MUTANTS = (
         (
             Edit(
                 _CHECKPOINT,
-                "            self._file.close()  # what follows goes to the new one, whether its name is durable or not\n"
+                "            self._file.close()  # what follows goes to the new one, durable name or not\n"
                 "            self._file, self._sequence, self._slot = fresh._file, fresh._sequence, fresh._slot\n",
                 "            fresh.close()\n",
             ),
