@@ -18,6 +18,7 @@ from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
 from fluxd.storage.copies import COPIES, MARK, REPLACES
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
+from fluxd.storage.snapshot import SUFFIX, decode_snapshot
 from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 from tests.simulation.disk import SimDisk
@@ -267,8 +268,22 @@ class Invariants:
         for name in () if copying else disk.names(directory):
             if name.endswith(".seg"):
                 self._walk(disk.durable_bytes(f"{directory}/{name}") or b"", entries)
+        self._drop_trimmed(disk, directory, entries)
         self._durable_cache[node.node_id] = (version, entries)
         return entries
+
+    def _drop_trimmed(self, disk: SimDisk, directory: str, entries: dict[int, int]) -> None:
+        """Segments that one trim could not remove, before a hole that the next one left, are removed at open: the log
+        begins with the entries that belong together up to a snapshot's."""
+        if not entries or max(entries) - min(entries) < len(entries):
+            return
+        files = [disk.durable_bytes(f"{directory}/{name}") for name in disk.names(directory) if name.endswith(SUFFIX)]
+        snapshots = [decode_snapshot(self._group_id, data) for data in files if data is not None]
+        first = max((s.index for s in snapshots if s is not None and s.index in entries), default=0)
+        while first - 1 in entries:
+            first = RaftIndex(first - 1)
+        for index in [index for index in entries if index < first]:
+            del entries[index]
 
     @staticmethod
     def _walk(data: bytes, entries: dict[int, int]) -> None:

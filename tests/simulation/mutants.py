@@ -80,9 +80,24 @@ def try_mutant(mutant: Mutant, bounds: Bounds) -> Row:
     return Row(mutant, seen, seeds, wrong)
 
 
+def _control() -> Sight | None:
+    """What fails without any mutation."""
+    with mutated(None) as tree:
+        return run_tests(tree, directed_tests(tree))
+
+
 def _rows(mutants: list[Mutant], bounds: Bounds, jobs: int) -> Iterator[Row]:
+    """In the order given. Run first are those that take long, since no single test is known to see them: all tests."""
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(lambda mutant: try_mutant(mutant, bounds), mutants)
+        control = pool.submit(_control)
+        first = sorted(mutants, key=lambda mutant: bool(mutant.guard))
+        trials = {mutant.name: pool.submit(try_mutant, mutant, bounds) for mutant in first}
+        failed = control.result()
+        if failed is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise BrokenMutant(f"without any mutation {failed.by} fails: {failed.why}")
+        for mutant in mutants:
+            yield trials[mutant.name].result()
 
 
 def main() -> int:
@@ -98,18 +113,17 @@ def main() -> int:
     unknown = set(arguments.names) - {mutant.name for mutant in MUTANTS}
     if unknown:
         parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
-    with mutated(None) as tree:
-        control = run_tests(tree, directed_tests(tree))
-    if control is not None:
-        print(f"without any mutation {control.by} fails: {control.why}")
-        return 1
     chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
     bounds = Bounds(arguments.first, arguments.seeds, arguments.seconds, arguments.random)
     wrong = seen = 0
-    for row in _rows(chosen, bounds, arguments.jobs):
-        print(row, flush=True)
-        wrong += bool(row.wrong)
-        seen += row.seen is not None
+    try:
+        for row in _rows(chosen, bounds, arguments.jobs):
+            print(row, flush=True)
+            wrong += bool(row.wrong)
+            seen += row.seen is not None
+    except BrokenMutant as error:
+        print(error)
+        return 1
     print(f"{len(chosen)} mutants: {seen} seen, {len(chosen) - seen} not seen, {wrong} not as expected")
     return 1 if wrong else 0
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from fluxd.core.entry import EntryKind
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId, Offset, RaftIndex
 from fluxd.raft.proposal import Committed
+from fluxd.storage.checkpoint import STATE_NAME
 from tests.simulation.lab import Lab, is_append, is_reply
+from tests.simulation.node import GROUP
 
 BIG = bytes(30_000)
 
@@ -159,3 +163,22 @@ def test_the_head_is_not_needed_for_term_and_commit_after_a_restart() -> None:
     assert lab[3].commit_index >= lab[3].log.first_index
     assert lab[3].high_watermark >= lab[3].log_start_offset
     assert lab[3].log.term_at(RaftIndex(lab[3].log.first_index)) >= 0
+
+
+def test_a_hole_that_two_trims_left_is_no_loss() -> None:
+    """The first one could not remove its segments, the second one did, and the power goes: what stands before the hole
+    is not needed, and what was in it counts as trimmed (seed 910032)."""
+    lab = lab_with(10)
+    disk = lab.nodes[NodeId(3)].disk
+    disk.fail_next("sync", OSError(errno.EIO, "Input/output error"), path=f"{GROUP.directory_name}/{STATE_NAME}")
+    trim(lab, 4)
+    lab.until(lambda: any(" trim_failed " in event for event in lab.nodes[NodeId(3)].events))
+    trim(lab, 8)
+    lab.until(lambda: trimmed(lab, 8, 1, 2, 3))
+    lab.run(1.0)
+    lab.kill(3, power=True)
+    first, entries = lab[1].log.first_index, lab.invariants.durable(lab.nodes[NodeId(3)])
+    assert min(entries) == first
+    lab.invariants.check_committed_is_durable(list(range(2, first)), needed=3)
+    lab.start(3)
+    assert lab[3].log.first_index == first

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.simulation.mutation.mutant import Mutant, copy_tree
 
 _NOT_DIRECTED = {"test_random.py", "test_mutants.py"}
-TESTS_SECONDS_MAX = 300.0
+TESTS_SECONDS_MAX = 900.0
 """Not to end within this is no proof of anything: the machine may be busy."""
 SEEDS_GRACE_SECONDS = 120.0
 
