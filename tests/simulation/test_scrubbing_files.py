@@ -127,6 +127,7 @@ def test_a_damaged_old_snapshot_goes() -> None:
         lab.commit(1, b"%d" % number + bytes(30_000))
     lab.until(lab.on_all_disks)
     lab.until(lambda: len(snapshots(lab, 3)) == 2, within=20)
+    lab.run(1.0)  # no other one is under way
     oldest = snapshots(lab, 3)[0]
     node(lab, 3).disk.flip_bit(oldest, 30)
     mended(lab, 3)
