@@ -4,7 +4,8 @@ node, do all nodes let go of the same records, and what does that cost the produ
     python -m tests.bench.retention [--seconds 60] [--compare 15] [--rounds 3] [--retain 256] [--json FILE]
 
 Three real nodes, replication factor 3, one partition, segments of 64 MiB, batches of 256 KiB of 100-byte records, 8 MiB
-in flight. First one run of --seconds; then --rounds times a run of --compare seconds with retention and one without.
+in flight. First one run of --seconds; then --rounds times a run of --compare seconds with retention and one without,
+the other way round every second time.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Retained:
     """Offset of the first record in each node's files."""
     with_mb_per_s: list[float] = field(default_factory=list)
     without_mb_per_s: list[float] = field(default_factory=list)
+    let_go_mb: list[float] = field(default_factory=list)
+    """In each run with retention: with nothing let go its rate says nothing."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -72,7 +75,8 @@ class Retained:
             f"        log start of the leader {self.log_start_offset:,}, as each node tells it "
             f"{_offsets(self.log_starts)}; first record on each disk {_offsets(self.starts_on_disk)}; "
             f"end {self.log_end_offset:,}",
-            f"        MB/s with {_rates(self.with_mb_per_s)}, without {_rates(self.without_mb_per_s)} (in turn)",
+            f"        MB/s with {_rates(self.with_mb_per_s)}, without {_rates(self.without_mb_per_s)} (in turn); "
+            f"MB let go in the runs with {_rates(self.let_go_mb)}",
         ]
 
 
@@ -163,11 +167,26 @@ class Retention:
         with self._topic(retained=True) as (topic, leaders):
             self._long_run(out, topic, leaders)
         for number in range(self._arguments.rounds):
-            for retained, rates in ((True, out.with_mb_per_s), (False, out.without_mb_per_s)):
-                with self._topic(retained=retained) as (topic, leaders):
-                    rates.append(self._produce(topic, leaders, self._arguments.compare).mb_per_s)
-            say(f"round {number + 1}: {out.with_mb_per_s[-1]:.0f} MB/s with, {out.without_mb_per_s[-1]:.0f} without")
+            self._compare(out, [True, False] if number % 2 == 0 else [False, True])
+            say(
+                f"round {number + 1}: {out.with_mb_per_s[-1]:.0f} MB/s with, {out.without_mb_per_s[-1]:.0f} without; "
+                f"{out.let_go_mb[-1]:.0f} MB let go meanwhile"
+            )
         return out
+
+    def _compare(self, out: Retained, order: list[bool]) -> None:
+        """One run with retention and one without.
+
+        Args:
+            order: of the two: who comes second finds memory that the first one's files gave back.
+        """
+        for retained in order:
+            with self._topic(retained=retained) as (topic, leaders):
+                rate = self._produce(topic, leaders, self._arguments.compare).mb_per_s
+                (out.with_mb_per_s if retained else out.without_mb_per_s).append(rate)
+                if retained:
+                    start = _describe(self._nodes, topic).partitions[0].log_start_offset
+                    out.let_go_mb.append(start * _RECORD_BYTES / 1e6)
 
     @contextmanager
     def _topic(self, *, retained: bool) -> Iterator[tuple[str, list[str]]]:
