@@ -36,6 +36,7 @@ log = get_logger()
 
 _OPENING_MAX = 8
 """Opened at the same time: the pool has as many threads."""
+_REMOVE_AGAIN, _REMOVE_AGAIN_MAX = 1.0, 60.0
 
 
 class GroupHost(Protocol):
@@ -142,7 +143,21 @@ class Partitions:
         # What is being opened at this moment is removed once it is open: not from under whoever reads it.
         names -= {group_id.directory_name for group_id in self._in_progress}
         for name in sorted(names):
-            self._blocking("partition_removed", name, partial(self._remove, name))
+            self._remove_soon(name)
+
+    def _remove_soon(self, name: str, pause: float = _REMOVE_AGAIN) -> None:
+        """Remove the files of a deleted partition, however often it takes: what its replica had begun (a snapshot, to
+        let go of segments) may still be under way in another thread and come in between.
+
+        Args:
+            pause: seconds until the next attempt, when this one fails.
+        """
+
+        def again() -> None:
+            later = min(2 * pause, _REMOVE_AGAIN_MAX)
+            self._reactor.call_at(self._reactor.now() + pause, lambda: self._remove_soon(name, later))
+
+        self._blocking("partition_removed", name, partial(self._remove, name), failed=again)
 
     def _remove(self, name: str) -> None:
         # Power lost half way leaves a rest, which the deletion in the metadata explains at the next start.
@@ -151,15 +166,18 @@ class Partitions:
                 self._directory.fs.remove_tree(f"{parent}/{name}")
                 self._directory.fs.sync_directory(parent)
 
-    def _blocking(self, event: str, name: str, work: Callable[[], object]) -> None:
+    def _blocking(
+        self, event: str, name: str, work: Callable[[], object], *, failed: Callable[[], None] = lambda: None
+    ) -> None:
         def step() -> None:
             work()
 
         def done(error: BaseException | None) -> None:
             if error is None:
                 log.info(event, directory=name)
-            else:  # found again, and tried again, at the next start
+            else:  # found again, and tried again, at the next start at the latest
                 log.warning("partition_cleanup_failed", directory=name, wanted=event, error=str(error))
+                failed()
 
         if not self._stopped:
             self._reactor.run_blocking([step], done)
@@ -198,7 +216,7 @@ class Partitions:
             _configure(topic, [replica])  # it may have been altered meanwhile
         else:  # deleted while it was being opened
             self._host.close(group_id)
-            self._blocking("partition_removed", group_id.directory_name, partial(self._remove, group_id.directory_name))
+            self._remove_soon(group_id.directory_name)
         self._open_some()
 
 

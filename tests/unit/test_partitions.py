@@ -225,13 +225,31 @@ def test_a_topic_deleted_while_its_groups_are_opened() -> None:
     assert scene.names() == set()
 
 
-def test_cleanup_that_fails_is_left_for_the_next_start() -> None:
-    """An error of the disk while removing is logged; the node goes on, and the files are still there."""
+def test_cleanup_that_fails_is_tried_again() -> None:
+    """An error while removing is logged and the node goes on: the files are still there, until it works."""
     scene = Scene()
     gone = scene.metadata.create("gone", partition(1, 2, 3))
     scene.apply()
     scene.metadata.delete(gone)
-    scene.disk.fail_next("remove_tree", OSError(5, "input/output error"))
+    for _ in range(3):
+        scene.disk.fail_next("remove_tree", OSError(39, "directory not empty"))
     scene.apply(gone)
     assert scene.host.groups == {}
+    assert scene.names() == {GroupId(gone, 0).directory_name}
+    scene.cluster.clock.advance(5.0)
+    assert scene.names() == {GroupId(gone, 0).directory_name}
+    scene.cluster.clock.advance(5.0)
+    assert scene.names() == set()
+
+
+def test_nothing_is_removed_once_the_node_stops() -> None:
+    """What could not be removed is left for the next start."""
+    scene = Scene()
+    gone = scene.metadata.create("gone", partition(1, 2, 3))
+    scene.apply()
+    scene.metadata.delete(gone)
+    scene.disk.fail_next("remove_tree", OSError(39, "directory not empty"))
+    scene.apply(gone)
+    scene.partitions.stop()
+    scene.cluster.clock.advance(100.0)
     assert scene.names() == {GroupId(gone, 0).directory_name}
