@@ -5,8 +5,6 @@ A TRIM entry takes effect when it is committed, as a producer's batch does; unti
 
 from __future__ import annotations
 
-from collections import deque
-
 from fluxd.core.errors import InvariantViolation
 from fluxd.core.types import Offset, RaftIndex
 
@@ -24,7 +22,7 @@ class LogStart:
 
     def __init__(self, committed: Offset = _BEGINNING) -> None:
         self.committed = committed
-        self._pending: deque[tuple[RaftIndex, Offset]] = deque()
+        self._pending: list[tuple[RaftIndex, Offset]] = []
 
     def append(self, raft_index: RaftIndex, log_start_offset: Offset) -> None:
         """A TRIM entry was appended to the log."""
@@ -45,7 +43,7 @@ class LogStart:
             InvariantViolation: an entry moves the start behind what is committed.
         """
         while self._pending and self._pending[0][0] <= raft_index:
-            index, offset = self._pending.popleft()
+            index, offset = self._pending.pop(0)
             if offset > high_watermark:
                 raise InvariantViolation(f"entry {index} moves the log start to {offset}, behind {high_watermark}")
             self.committed = max(self.committed, offset)

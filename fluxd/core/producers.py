@@ -18,7 +18,6 @@ Only entries with a producer's batch change the table, so that it makes no diffe
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -114,7 +113,7 @@ class ProducerTable:
 
     def __init__(self, committed: CommittedProducers | None = None) -> None:
         self._committed = CommittedProducers() if committed is None else committed
-        self._entries: deque[_Entry] = deque()
+        self._entries: list[_Entry] = []
         """The overlay, ascending by index; entries without a producer's batch are left out."""
         self._pending: dict[bytes, dict[int, _Batch]] = {}
         """Overlay and queue by producer and base sequence, in the order of arrival; no empty ones."""
@@ -203,7 +202,7 @@ class ProducerTable:
     def commit(self, raft_index: int) -> None:
         """Entries up to this index (inclusive) are committed."""
         while self._entries and self._entries[0].raft_index <= raft_index:
-            index, append_time_ms, batches = self._entries.popleft()
+            index, append_time_ms, batches = self._entries.pop(0)
             self._committed.expire(append_time_ms)
             for batch in batches:
                 self._forget_pending(batch)

@@ -24,6 +24,7 @@ _RETRY = (0.2, 0.6)
 """Seconds until the next pre-vote round when no leader was heard lately. Short is harmless: stickiness protects a
 leader, not this timer.
 """
+_TIMEOUT_RANGE = limits.ELECTION_TIMEOUT_MAX - limits.ELECTION_TIMEOUT_MIN
 _GONE_STEP = 0.14
 _GONE = (0.01, 0.15)
 """The leader's process is gone (its connection was refused): no need to wait for the timeout."""
@@ -57,8 +58,10 @@ class Elections:
 
     def leader_heard(self) -> None:
         """An AppendEntries of the current leader arrived."""
-        self._heard_at = self._guard.now()
-        self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+        guard = self._guard
+        self._heard_at = now = guard.now()
+        # as `arm` does: this is called for each row of each list
+        self.deadline = now + limits.ELECTION_TIMEOUT_MIN + _TIMEOUT_RANGE * guard.random()
         if self._asks:
             self.end()
 

@@ -36,6 +36,14 @@ from fluxlog.v1 import peer_pb2
 class Group(Standing):
     """A replica that takes part. For one that does not, see `OfflineGroup`."""
 
+    # A node has thousands: with more than 30 attributes a dictionary for each would take 1.6 KB.
+    __slots__ = (
+        "_context", "_encoded_status", "_encoded_until", "_failed", "_in_flight", "_known_leader", "_late", "_node_id",
+        "_proposing", "_queue", "_queue_bytes", "_queue_records", "_raft", "_transport", "_why", "commit_index",
+        "copying", "generation", "group_id", "guard", "high_watermark", "journal", "log", "on_commit", "on_role",
+        "openings", "producers", "spec", "trimming", "voters",
+    )  # fmt: skip
+
     def __init__(
         self, spec: GroupSpec, log: PartitionLog, producers: ProducerTable, log_start: LogStart, context: GroupContext
     ) -> None:
@@ -404,17 +412,6 @@ class Group(Standing):
         self.guard.leading.tell_commit()
         self.guard.leading.settle()
         self._notice_leader()
-
-    def lacks(self, index: RaftIndex, term: Term) -> bool:
-        """A committed entry is neither in this log nor trimmed from it: then no entry from there on in it is committed,
-        nor can be.
-        """
-        log = self.log
-        if index < log.first_index or (index <= log.last_index and log.term_at(index) == term):
-            return False
-        if index <= self.guard.commit_index:
-            raise InvariantViolation(f"{self.group_id}: entry {index}@{term} of a copy conflicts with a committed one")
-        return True
 
     def on_trimmed(self) -> None:
         """The log's head is gone; `step` follows."""

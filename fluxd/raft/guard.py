@@ -44,6 +44,14 @@ class StateListener(Protocol):
 class Guard(LibraryTransport):
     """One replica's guard. `attach` completes it with the library's object."""
 
+    # A node has thousands: with more than 30 attributes a dictionary for each would take 1.6 KB.
+    __slots__ = (
+        "_exposed", "_nodes", "_on_state", "_reactor", "_votes", "campaigns", "counters", "elections", "following",
+        "generation", "group", "heartbeats", "journal", "leading", "library_peers", "log_event", "node_id",
+        "on_behind", "on_connected", "on_copy_piece", "on_copy_reply", "on_copy_request", "outbox", "peers", "raft",
+        "rouse", "state", "transport", "voters",
+    )  # fmt: skip
+
     def __init__(
         self,
         group: GroupId,

@@ -113,7 +113,7 @@ class Host(Replicas):
 
     def _confirm(self, peer: NodeId, row: Row) -> bool:
         group = self.groups.get(row.group)
-        return isinstance(group, Group) and group.role is not Role.FAILED and group.guard.confirm(peer, row)
+        return isinstance(group, Group) and group.confirm(peer, row)
 
     def _beat(self) -> None:
         if self._stopped:

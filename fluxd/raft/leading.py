@@ -9,7 +9,6 @@ from the library (C11). Reads that must be current use the read index: no leases
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +52,7 @@ class Leading:
         self._guard = guard
         self.progress: dict[NodeId, Progress] = {}
         self.term_start = RaftIndex(0)
-        self._reads: deque[tuple[dict[NodeId, int], ReadDone]] = deque()
+        self._reads: list[tuple[dict[NodeId, int], ReadDone]] = []
         self._admissions: dict[NodeId, tuple[dict[NodeId, int], Callable[[RaftIndex], None]]] = {}
         self._transfer: _Transfer | None = None
 
@@ -77,7 +76,7 @@ class Leading:
         self.progress.clear()
         self._admissions.clear()
         self._transfer = None
-        reads, self._reads = self._reads, deque()
+        reads, self._reads = self._reads, []
         for _, done in reads:
             done(FluxError(Reason.NOT_LEADER, "leadership was lost while the read was being confirmed"))
 
@@ -371,7 +370,7 @@ class Leading:
             )
             if newer + 1 <= (len(self.progress) + 1) / 2:
                 return
-            self._reads.popleft()
+            del self._reads[0]
             done(None)
 
     def on_commit(self) -> None:

@@ -95,6 +95,37 @@ syncobj.createJournal = _given_journal
 logging.getLogger("pysyncobj").setLevel(logging.CRITICAL + 1)
 
 
+_SETTINGS = pysyncobj.SyncObjConf(
+    autoTick=False,
+    appendEntriesPeriod=_APPEND_ENTRIES_PERIOD,
+    appendEntriesUseBatch=True,
+    # above any frame: its "transmission" path, which pickles, is then dead
+    appendEntriesBatchSizeBytes=limits.ENTRY_FRAME_BYTES_MAX + ENTRY_WEIGHT + 1,
+    raftMinTimeout=10 * _APPEND_ENTRIES_PERIOD,
+    raftMaxTimeout=20 * _APPEND_ENTRIES_PERIOD,
+    leaderFallbackTimeout=limits.ELECTION_TIMEOUT_MIN,
+    logCompactionMinEntries=_NEVER,
+    logCompactionMinTime=_NEVER,
+    fullDumpFile=None,
+    dynamicMembershipChange=False,
+    commandsWaitLeader=False,
+    useFork=False,
+    pollerType="select",
+)
+"""Of all groups."""
+
+
+class _Conf(pysyncobj.SyncObjConf):
+    """Of one group. What all have in common are attributes of the class: 1.5 KB that not each of thousands needs."""
+
+    def __init__(self, journal: RaftJournal, on_state: Callable[[int, int], None]) -> None:
+        self.journalFile, self.onStateChanged = journal, on_state
+
+
+for _name, _value in vars(_SETTINGS).items():
+    setattr(_Conf, _name, _value)
+
+
 def build(
     node_id: NodeId,
     others: Iterable[NodeId],
@@ -107,27 +138,8 @@ def build(
     Args:
         others: the other voters; not empty (see `guard.DISK_PEER`).
     """
-    conf = pysyncobj.SyncObjConf(
-        autoTick=False,
-        journalFile=journal,
-        onStateChanged=on_state,
-        appendEntriesPeriod=_APPEND_ENTRIES_PERIOD,
-        appendEntriesUseBatch=True,
-        # above any frame: its "transmission" path, which pickles, is then dead
-        appendEntriesBatchSizeBytes=limits.ENTRY_FRAME_BYTES_MAX + ENTRY_WEIGHT + 1,
-        raftMinTimeout=10 * _APPEND_ENTRIES_PERIOD,
-        raftMaxTimeout=20 * _APPEND_ENTRIES_PERIOD,
-        leaderFallbackTimeout=limits.ELECTION_TIMEOUT_MIN,
-        logCompactionMinEntries=_NEVER,
-        logCompactionMinTime=_NEVER,
-        fullDumpFile=None,
-        dynamicMembershipChange=False,
-        commandsWaitLeader=False,
-        useFork=False,
-        pollerType="select",
-    )
     raft = pysyncobj.SyncObj(
-        Node(node_id), [Node(other) for other in others], conf, nodeClass=Node, transport=transport
+        Node(node_id), [Node(other) for other in others], _Conf(journal, on_state), nodeClass=Node, transport=transport
     )
     raft._poller = _NullPoller()
     # The one private write: committed entries are not replayed through the library at start; it applies nothing for us.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,7 +66,7 @@ class Progress:
     """A heartbeat is wanted now, whether due or not."""
     rewind_to: int = 0
     """Above 0: entries from here on were lost on the way and must be sent again."""
-    in_flight: deque[InFlight] = field(default_factory=deque)
+    in_flight: list[InFlight] = field(default_factory=list)
     in_flight_bytes: int = 0
     moved_at: float = NEVER
     """Last time when in_flight began, or shrank."""
@@ -94,7 +93,7 @@ class Progress:
         self.received = max(self.received, received)
         self.match = max(self.match, durable)
         while self.in_flight and self.in_flight[0].last_index <= self.received:
-            self.in_flight_bytes -= self.in_flight.popleft().size
+            self.in_flight_bytes -= self.in_flight.pop(0).size
             self.moved_at = now
         if self.received >= log_end_index:
             self.patience = limits.ELECTION_TIMEOUT_MIN

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fluxd.core import limits
-from fluxd.core.errors import FluxError, Reason
+from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
+from fluxd.raft.heartbeats import Row
 from fluxd.raft.progress import NEVER, NEVER_DUE
 from fluxd.raft.spec import Role
 from fluxd.raft.transport import Transport
@@ -89,6 +90,21 @@ class Standing:
             if silent or not self._transport.is_connected(peer):
                 missing.append(peer)
         return tuple(sorted(missing)) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
+
+    def confirm(self, peer: NodeId, row: Row) -> bool:
+        """Whether this replica is exactly what a row of a node's heartbeat says. No `step` follows."""
+        return not self._failed and self.guard.confirm(peer, row)
+
+    def lacks(self, index: RaftIndex, term: Term) -> bool:
+        """A committed entry is neither in this log nor trimmed from it: then no entry from there on in it is committed,
+        nor can be.
+        """
+        log = self.log
+        if index < log.first_index or (index <= log.last_index and log.term_at(index) == term):
+            return False
+        if index <= self.guard.commit_index:
+            raise InvariantViolation(f"{self.group_id}: entry {index}@{term} of a copy conflicts with a committed one")
+        return True
 
     def leader_status(self) -> peer_pb2.LeaderStatus:
         """What only the leader knows; call while leading."""

@@ -66,9 +66,12 @@ class _Wire:
 
     def __init__(self) -> None:
         self.sent: list[int] = []
+        """Terms."""
+        self.to: list[NodeId] = []
 
     def send(self, peer: NodeId, message: peer_pb2.GroupMessage, frames: Sequence[bytes] = ()) -> bool:
         self.sent.append(message.term)
+        self.to.append(peer)
         return True
 
     def is_connected(self, peer: NodeId) -> bool:
@@ -87,6 +90,18 @@ def test_what_was_held_and_belongs_to_an_old_term_is_dropped() -> None:
     state["durable"] = True
     outbox.release()
     assert wire.sent == [2]
+
+
+def test_what_is_held_while_a_sync_hangs_is_bounded() -> None:
+    """The oldest messages go: they may be lost."""
+    wire, state = _Wire(), {"durable": False}
+    outbox = Outbox(GROUP, 0, wire, term=lambda: 1, votes_durable=lambda: bool(state["durable"]))
+    for number in range(1, 1_031):
+        outbox.send(NodeId(number), outbox.message())
+    state["durable"] = True
+    outbox.release()
+    assert wire.to == list(range(7, 1_031))
+    assert not outbox.holds
 
 
 def _log_of(disk: SimDisk) -> PartitionLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -213,6 +214,20 @@ def test_a_resting_leader_tells_at_once_of_records_and_in_time_of_a_follower_tha
     lab.network.hold = lambda source, target, message: False
     lab.run(2 * INTERVAL)
     assert [follower.in_sync for follower in told_followers(lab)] == [True, True]
+
+
+def test_a_replica_at_rest_is_small() -> None:
+    """Nodes have thousands: neither a dictionary of dozens of attributes for each, nor settings that all have in
+    common, nor empty deques."""
+    lab = resting()
+    for number in lab.nodes:
+        group = lab[number]
+        conf = group._raft._SyncObj__conf  # type: ignore[attr-defined]
+        assert vars(conf).keys() == {"journalFile", "onStateChanged"}
+        assert not vars(group)
+        assert all(name.startswith("_on") for name in vars(group.guard)), "what the library's own Transport has"
+        held = [*vars(group.guard.outbox).values(), *vars(group.guard.leading).values()]
+        assert not [value for value in held if isinstance(value, deque)]
 
 
 def test_stale_and_repeated_lists_are_not_answered() -> None:

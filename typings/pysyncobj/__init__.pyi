@@ -7,12 +7,12 @@ from .node import Node
 from .transport import Transport
 
 class SyncObjConf:
+    journalFile: Any
+    onStateChanged: Callable[[int, int], None] | None
     def __init__(
         self,
         *,
         autoTick: bool,
-        journalFile: Any,
-        onStateChanged: Callable[[int, int], None],
         appendEntriesPeriod: float,
         appendEntriesUseBatch: bool,
         appendEntriesBatchSizeBytes: int,
