@@ -44,6 +44,8 @@ class Elections:
         """Of this replica's campaign: a vote for an earlier one, perhaps of a disk that is lost, does not count."""
         self._asked_nonce = 0
         """Of the vote request that the library is looking at."""
+        self._yielded_term = 0
+        """The last one in which this replica let another one go first."""
         self.disk_vote_due = False
         self._transfer = False
         self.by_transfer = False
@@ -141,6 +143,23 @@ class Elections:
             and (request.last_term, request.last_index) >= (log.last.leader_epoch, log.last_index)
         )
         guard.outbox.send(peer, reply)
+        if reply.pre_vote_reply.granted:
+            self._let_go_first(peer, request.proposed_term)
+
+    def _let_go_first(self, peer: NodeId, proposed_term: int) -> None:
+        """Two that campaign at the same time would keep each other from a majority: the one that asked first goes on,
+        of two that ask at once the first voter. Once in a term, since the other one may be unable to win.
+        """
+        voters = self._guard.voters
+        if proposed_term == self._yielded_term:
+            return
+        if self._pre_vote is not None and voters.index(self._guard.node_id) < voters.index(peer):
+            return
+        self._yielded_term = proposed_term
+        self.end()
+        deadline = self.deadline
+        self.arm(*_RETRY)
+        self.deadline = max(deadline, self.deadline)
 
     def on_pre_vote_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         """A majority of grants starts the campaign."""

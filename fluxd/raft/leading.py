@@ -216,10 +216,17 @@ class Leading:
 
     @property
     def deadline(self) -> float:
-        """When a heartbeat is due."""
+        """When a heartbeat is due.
+
+        To a node that cannot be reached none is, while lists tell of a majority: hundreds of groups with a replica on
+        a node that is gone would else be stepped all the time. When the link stands again they all are stepped.
+        """
         if DISK_PEER in self.progress:
             return self._guard.now() + limits.HEARTBEAT_INTERVAL
-        return min((p.heartbeat_at for p in self.progress.values() if p.rest is None), default=NEVER_DUE)
+        roused = {peer: progress for peer, progress in self.progress.items() if progress.rest is None}
+        if 2 * (len(self.progress) - len(roused) + 1) > len(self.progress) + 1:
+            roused = {peer: progress for peer, progress in roused.items() if self._guard.transport.is_connected(peer)}
+        return min((progress.heartbeat_at for progress in roused.values()), default=NEVER_DUE)
 
     # ------------------------------------------------------------------ replies
     def on_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:

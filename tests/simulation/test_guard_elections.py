@@ -45,6 +45,32 @@ def test_no_pre_vote_against_a_leader_that_is_well() -> None:
     assert (lab.leader(), lab[1].term) == (1, 1)
 
 
+def test_of_two_that_campaign_at_once_one_goes_first() -> None:
+    """Both have lost the leader and ask for pre-votes in the same moment: one of them is elected in the next term,
+    instead of both voting for themselves."""
+    for seed in range(1, 9):
+        lab = Lab(seed=seed)
+        lab.elect(1)
+        lab.kill(1)
+        lab.until(lambda lab=lab: not any(lab[node].guard.elections._leader_is_fresh() for node in (2, 3)))  # type: ignore[misc]
+        for node in (2, 3):
+            lab[node].guard.elections.deadline = lab.simulator.now
+            host = lab.nodes[NodeId(node)].host
+            assert host is not None
+            host.wake(lab[node])
+        lab.until(lambda lab=lab: lab.leader() is not None)  # type: ignore[misc]
+        assert max(lab[2].term, lab[3].term) == 2
+
+
+def test_who_let_another_one_go_first_campaigns_when_that_one_is_gone() -> None:
+    """And it does so once in a term only: one that asks again and again, and cannot win, keeps nobody from it."""
+    lab = Lab(nodes=5)
+    lab.elect(1)
+    lab.cut((2,), (4, 5))  # it hears one other voter, which is no majority
+    lab.kill(1)
+    lab.until(lambda: lab.leader() in (3, 4, 5))
+
+
 def test_no_pre_vote_for_a_shorter_log() -> None:
     """It could not win: its campaigns would only make the term grow."""
     lab = Lab()

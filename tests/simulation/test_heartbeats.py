@@ -79,6 +79,39 @@ def test_a_group_that_rests_is_not_stepped_and_says_nothing_of_its_own() -> None
     assert all(follower.last_heard_ms < 2_000 * INTERVAL for follower in lab[1].leader_status().followers)
 
 
+def test_a_group_with_a_replica_on_a_dead_node_rests_with_the_others() -> None:
+    """It is neither stepped nor sends anything to that node, until it is there again: then it is sent what it lacks."""
+    lab = resting()
+    lab.kill(3)
+    lab.commit(1, b"y")
+    until_at_rest(lab, 2)
+    steps = []
+    step = lab[1].step
+    lab[1].step = lambda: steps.append(1)  # type: ignore[method-assign]
+    lab.run(20 * TIMEOUT)
+    assert steps == []
+    assert (lab[1].role, lab[1].term) == (Role.LEADER, 1)
+    lab[1].step = step  # type: ignore[method-assign]
+    lab.start(3)
+    lab.until(lambda: lab.values(3) == [b"x", b"y"])
+    until_at_rest(lab)
+
+
+def test_a_resting_leader_with_a_dead_follower_steps_down_when_the_other_one_is_cut_off() -> None:
+    """Nothing rests then: it is stepped, and notices that it is alone."""
+    for cut in (True, False):
+        lab = resting()
+        lab.kill(3)
+        until_at_rest(lab, 2)
+        lab.run(5)
+        if cut:
+            lab.cut((1,), (2,))
+        else:
+            lab.kill(2)
+        lab.run(TIMEOUT + 2 * INTERVAL)
+        assert lab[1].role is Role.FOLLOWER
+
+
 def test_the_first_proposal_after_a_long_rest_finds_its_leader_in_office() -> None:
     """The library heard of no reply for a minute: it is told of the lists before it is ticked."""
     lab = resting()

@@ -38,6 +38,12 @@ MUTANTS = (
         guard=_HAZARDS + "test_h20_a_node_that_hears_nobody_disturbs_nobody",
     ),
     Mutant(
+        "c6-goes-first",
+        "of two that campaign at once one goes first",
+        (Edit(_ELECTIONS, "            self._let_go_first(peer, request.proposed_term)\n", "            pass\n"),),
+        guard=_CAMPAIGNS + "test_of_two_that_campaign_at_once_one_goes_first",
+    ),
+    Mutant(
         "c6-pre-vote-log",
         "C6 no pre-vote for a shorter log",
         (

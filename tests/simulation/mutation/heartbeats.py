@@ -14,6 +14,18 @@ _VERIFIED = "if not self.verified == journal.commit_index == log.last_index == l
 
 MUTANTS = (
     Mutant(
+        "list-dead-follower",
+        "C12 a leader that is left without a majority is stepped, whomever it can reach",
+        (
+            Edit(
+                _LEADING,
+                "        if 2 * (len(self.progress) - len(roused) + 1) > len(self.progress) + 1:\n",
+                "        if True:\n",
+            ),
+        ),
+        guard=_TESTS + "test_a_resting_leader_with_a_dead_follower_steps_down_when_the_other_one_is_cut_off",
+    ),
+    Mutant(
         "list-library-told",
         "C12 the library hears of the lists before it is ticked",
         (Edit(_LEADING, "                guard.inject_neutral_of(peer, heard_at)\n", ""),),
