@@ -10,6 +10,7 @@ Fail-stop: any exception in a group's step takes that replica out, and no other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from fluxd.core import limits
 from fluxd.core.errors import CorruptDataError
@@ -169,20 +170,30 @@ class Host(Replicas):
             self._scheduled = True
             self._reactor.call_at(self._grace_until, self._run)
             return
-        ready = self._some_ready()
+        ready, proposed = self._some_ready(), list[Group]()
         for group in ready.values():
             if group.role is not Role.FAILED:
                 self._guarded(group, group.step)
         for group in ready.values():
             if group.role is not Role.FAILED and group.group_id in self.groups:
-                self._sync_log(group)
                 self._arm(group)
                 if group.guard.waits_for_votes:
                     self._wait_for_votes[group.group_id] = group
                 if group.trimming.moved:
                     group.trimming.moved = False
                     self.housekeeping.keep(group)
+                if group.log.dirty and group.guard.is_leader and group.guard.peers:
+                    proposed.append(group)
+                else:
+                    self._sync_log(group)
         self._sync_votes()
+        if proposed:  # behind what was sent, which takes the next turn: to wake a thread first would hold it up
+            self._reactor.call_soon(partial(self._sync_proposed, proposed))
+
+    def _sync_proposed(self, groups: list[Group]) -> None:
+        for group in groups:
+            if self._is_open(group):
+                self._sync_log(group)
 
     def _some_ready(self) -> dict[GroupId, Group]:
         """Those that are stepped in this turn; the others follow when what has arrived meanwhile was read."""
