@@ -69,7 +69,7 @@ class Faults:
             (4, self._change_weather), (3, self._slow_disk), (2, self._hang_disk), (2, self._jump_clock),
             (5 if self._trims else 1, self._leave), (3, self._crash_client),
             (3 if self._wipes_max else 0, self._wipe), (2, self._transfer),
-            (5, self._sicken_disk), (3, self._use_up_disk), (9 if self._wipes_max else 0, self._damage_disk),
+            (5, self._sicken_disk), (3, self._use_up_disk), (14 if self._wipes_max else 0, self._damage_disk),
         ]  # fmt: skip
         fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
         self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")
@@ -358,7 +358,7 @@ class Faults:
         if not self._may_lose_disk():
             return
         node = self.rng.choice([node for node in self.nodes.values() if not node.wiped])
-        if node.alive and self.rng.random() < 0.6:
+        if node.alive and self.rng.random() < 0.5:
             if not self._may_end(node) or node.wiped:
                 return
             node.kill()
@@ -372,7 +372,7 @@ class Faults:
         directory = f"{PARTITIONS}/{self.rng.choice(with_snapshots or names)}"
         if node.alive:
             kind = damage_running_replica(node.disk, directory, self.rng)
-        elif self.rng.random() < 0.2:
+        elif self.rng.random() < 0.3:
             kind = damage_votes(node.disk, VOTES_NAME, self.rng)
         else:
             kind = damage_replica(node.disk, directory, self.rng)

@@ -15,10 +15,12 @@ from tests.cluster.scene import LOG, TOPIC, Client, Scene, failure_of
 GROUPS = "/fluxlog.v1.Groups/"
 GROUP = "group"
 _SESSION_MS, _REBALANCE_MS = 2_000, 1_000
-_SLOW_TO_RELEASE = 0.4
+_SLOW_TO_RELEASE = 0.6
 """How often a member keeps what it is asked to give up for longer than it may."""
 _LEAVES = 0.02
 """How often it goes, and comes back as another one, each time it has looked at everything."""
+_AWAY = (0.1, 2.0 * _SESSION_MS / 1000)
+"""For so long, seconds: mostly the others have what it had by then, and have to give some of it up."""
 
 Owned = tuple[bytes, int]
 """Topic id and partition."""
@@ -44,6 +46,8 @@ class Member(Client):
         self._epoch = 0
         self._call: SimCall | None = None
         self._left = False
+        self._slow_until = 0.0
+        """Until then it does not leave: it is to be told that it has lost what it kept."""
         self._positions: dict[Owned, int] = {}
 
     async def live(self) -> None:
@@ -69,7 +73,7 @@ class Member(Client):
                     raise
             finally:
                 call.cancel()
-            await self.rest(0.05, 0.2)
+            await self.rest(*(_AWAY if self._left else (0.05, 0.2)))
 
     async def _be_member(self, call: SimCall) -> None:
         join = groups_pb2.Join(
@@ -90,6 +94,7 @@ class Member(Client):
                 case "revoke":
                     if self.rng.random() < _SLOW_TO_RELEASE:
                         self.scene.counts["fault_slow_to_release"] += 1
+                        self._slow_until = self.now + 2.5 * _REBALANCE_MS / 1000
                         await self.rest(1.2 * _REBALANCE_MS / 1000, 2.0 * _REBALANCE_MS / 1000)
                     await self._commit()
                     for partition in message.revoke.partitions:
@@ -133,7 +138,7 @@ class Member(Client):
                 await self._commit()
             if self.rng.random() < 0.2:
                 await self._look()
-            if self.rng.random() < _LEAVES:
+            if self.rng.random() < _LEAVES and self.now > self._slow_until:
                 self.scene.counts["members_left"] += 1
                 self._leave()
             await self.rest(0.05, 0.3)

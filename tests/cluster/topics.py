@@ -159,7 +159,7 @@ class Founder(Client):
 
     async def live(self) -> None:
         """Until it is there."""
-        partitions = self.rng.randint(1, 3)
+        partitions = self.rng.choice((1, 2, 4))
         request = admin_pb2.CreateTopicRequest(
             name=TOPIC, partitions=partitions, replication_factor=self.scene.replicas, if_not_exists=True,
             configs={"segment.bytes": "65536"}, wait_ms=5_000,

@@ -67,7 +67,7 @@ class Plan:
             wipes_max,
             pace=rng.choice((0.5, 1.0, 2.5)),
             retention_bytes=rng.choice((0, 4_000)),
-            members=rng.choice((0, 0, 2, 3)),
+            members=rng.choice((0, 2, 2, 3)),
             metadata_records=rng.choice((0, 4, 12)),
             scrub_interval=rng.choice((limits.SCRUB_INTERVAL_DEFAULT, 2.0)),
         )
