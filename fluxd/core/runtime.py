@@ -7,9 +7,14 @@ simulation one thread, simulated time and a seed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 T = TypeVar("T")
+
+NEVER: Final = float("-inf")
+"""A moment of the reactor's clock: it has not happened."""
+NEVER_DUE: Final = float("inf")
+"""It will not happen."""
 
 
 class Timer(Protocol):

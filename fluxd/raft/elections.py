@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fluxd.core import limits
+from fluxd.core.runtime import NEVER
 from fluxd.core.types import NodeId
 from fluxd.raft.leading import DISK_PEER
-from fluxd.raft.progress import NEVER
 from fluxlog.v1 import peer_pb2
 
 if TYPE_CHECKING:

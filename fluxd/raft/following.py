@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from fluxd.core.entry import EntryKind, Stamp, read_trim, verify_frame
 from fluxd.core.errors import CorruptDataError, InvariantViolation
+from fluxd.core.runtime import NEVER_DUE
 from fluxd.core.types import NodeId, RaftIndex, Term
-from fluxd.raft.progress import NEVER_DUE
 from fluxlog.v1 import peer_pb2
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from fluxd.core.entry import EntryKind, Stamp, build_frame
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.log_start import LogStart
 from fluxd.core.producers import DuplicateCommitted, DuplicatePending, ProducerTable, items_of_frame
+from fluxd.core.runtime import NEVER
 from fluxd.core.types import METADATA_GROUP, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.context import GroupContext
 from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
 from fluxd.raft.journal import RaftJournal
-from fluxd.raft.progress import NEVER
 from fluxd.raft.proposal import Append, AppendResult, Committed, Waiting
 from fluxd.raft.serving import CopyServing
 from fluxd.raft.spec import GroupSpec

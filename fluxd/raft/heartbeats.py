@@ -24,9 +24,8 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from fluxd.core import limits
-from fluxd.core.runtime import Reactor
+from fluxd.core.runtime import NEVER, Reactor
 from fluxd.core.types import GroupId, NodeId
-from fluxd.raft.progress import NEVER
 from fluxd.raft.transport import Transport
 from fluxlog.v1 import peer_pb2
 

@@ -14,7 +14,7 @@ from functools import partial
 
 from fluxd.core import limits
 from fluxd.core.errors import CorruptDataError
-from fluxd.core.runtime import Reactor, Timer
+from fluxd.core.runtime import NEVER_DUE, Reactor, Timer
 from fluxd.core.types import GroupId, NodeId
 from fluxd.raft import library
 from fluxd.raft.group import Group
@@ -23,7 +23,6 @@ from fluxd.raft.heartbeats import Row
 from fluxd.raft.leaving import hand_over
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Opened
-from fluxd.raft.progress import NEVER_DUE
 from fluxd.raft.replicas import LogEvent, Replicas
 from fluxd.raft.scrubbing import NodeFile
 from fluxd.raft.spec import Role

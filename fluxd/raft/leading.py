@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
+from fluxd.core.runtime import NEVER, NEVER_DUE
 from fluxd.core.types import NodeId, RaftIndex
 from fluxd.raft.heartbeats import Row
 from fluxd.raft.journal import ENTRY_WEIGHT, EntryRange
-from fluxd.raft.progress import NEVER, NEVER_DUE, InFlight, Progress
+from fluxd.raft.progress import InFlight, Progress
 from fluxlog.v1 import peer_pb2
 
 if TYPE_CHECKING:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from fluxd.core import limits
+from fluxd.core.runtime import NEVER
+from fluxd.raft.heartbeats import Rest
 
-if TYPE_CHECKING:
-    from fluxd.raft.heartbeats import Rest
-
-NEVER = float("-inf")
-NEVER_DUE = float("inf")
 _PATIENCE_MAX = 60.0
 _NOT_YET = 1 << 63
 
@@ -29,8 +26,7 @@ class Progress:
     """Replication progress of one follower.
 
     Invariant: given <= match <= received. All three are verified against this leader's log; only `match` is on
-    the follower's disk,
-    only `given` was handed to the library.
+    the follower's disk, only `given` was handed to the library.
     """
 
     next_index: int

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
+from fluxd.core.runtime import NEVER, NEVER_DUE
 from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
 from fluxd.raft.heartbeats import Row
-from fluxd.raft.progress import NEVER, NEVER_DUE
 from fluxd.raft.spec import Role
 from fluxd.raft.transport import Transport
 from fluxd.storage.log import PartitionLog
