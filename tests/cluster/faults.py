@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from fluxd.core.types import NodeId
+from fluxd.core import limits
+from fluxd.core.types import GroupId, NodeId
+from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxd.storage.directory import PARTITIONS, VOTES_NAME
 from fluxd.storage.snapshot import SUFFIX
@@ -212,9 +214,10 @@ class Faults:
             self._after(self.rng.choice((0.01, 0.5)), client.start)
 
     def _wipe(self) -> None:
-        if not self._may_lose_disk():
+        losable = self._losable()
+        if not losable:
             return
-        node = self.rng.choice([node for node in self.nodes.values() if not node.wiped])
+        node = self.rng.choice(losable)
         was_alive = node.alive
         self._count("wipe")
         self._watch.wiped(node)
@@ -303,15 +306,39 @@ class Faults:
         node = self.rng.choice(list(self.nodes.values()))
         node.speed.hung_until = self._simulator.now + self.rng.choice((0.5, 1.5, 4.0))
 
-    def _may_lose_disk(self) -> bool:
-        return sum(node.wiped for node in self.nodes.values()) < self._wipes_max
+    def _losable(self) -> list[SimNode]:
+        """Nodes whose disks may be lost now: no group that can be repaired loses a majority at a time."""
+        if sum(node.wiped for node in self.nodes.values()) >= self._wipes_max:
+            return []
+        images = [node.image for node in self.nodes.values() if node.image is not None]
+        topics = {topic.topic_id: topic for image in images for topic in image.topics.values()}
+        groups = [
+            (topic.group_id(number), partition.voters)
+            for topic in topics.values()
+            for number, partition in enumerate(topic.partitions)
+            if len(partition.voters) >= limits.COPY_VOTERS_MIN
+        ]
+
+        def may_be_lost(node: SimNode) -> bool:
+            return not node.wiped and all(
+                2 * (1 + sum(self._lacks(self.nodes[voter], group_id) for voter in voters)) < len(voters)
+                for group_id, voters in groups
+                if node.node_id in voters
+            )
+
+        return [node for node in self.nodes.values() if may_be_lost(node)]
+
+    def _lacks(self, node: SimNode, group_id: GroupId) -> bool:
+        """The node's disk was lost, and its replica of the group is not admitted again."""
+        groups = node.raft.groups if node.raft is not None else {}
+        return node.wiped and not isinstance(groups.get(group_id), Group)
 
     def _may_end(self, node: SimNode) -> bool:
         """A process that ends between a failed sync and its repair may leave what looks like damage."""
         holes = [name for name in node.disk.lossy_files() if name == VOTES_NAME or name.endswith(".seg")]
         if not holes or node.wiped:
             return True
-        if not self._may_lose_disk():
+        if node not in self._losable():
             self._count("excluded_holes")
             return False
         self._count("end_with_holes")
@@ -330,7 +357,7 @@ class Faults:
             return
         kind = self.rng.choice(("syncs", "syncs", "writes", "reads"))
         if kind == "reads" and not node.wiped:
-            if not self._may_lose_disk():
+            if node not in self._losable():
                 return
             self._lost(node)
         self._count(f"disk_fails_{kind}")
@@ -355,9 +382,10 @@ class Faults:
 
     def _damage_disk(self) -> None:
         """A bit flips, or an end is gone, while the node is down or runs; rather where there are snapshots."""
-        if not self._may_lose_disk():
+        losable = self._losable()
+        if not losable:
             return
-        node = self.rng.choice([node for node in self.nodes.values() if not node.wiped])
+        node = self.rng.choice(losable)
         if node.alive and self.rng.random() < 0.5:
             if not self._may_end(node) or node.wiped:
                 return

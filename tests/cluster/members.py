@@ -73,6 +73,8 @@ class Member(Client):
                     raise
             finally:
                 call.cancel()
+            if self._left:  # who comes next does not know its id
+                self._member_id = self.rng.randbytes(16)
             await self.rest(*(_AWAY if self._left else (0.05, 0.2)))
 
     async def _be_member(self, call: SimCall) -> None:
@@ -83,6 +85,8 @@ class Member(Client):
         await call.write(groups_pb2.MemberMessage(join=join).SerializeToString())
         first = True
         while (data := await call.read()) is not aio.EOF:
+            if self._left:
+                return
             message = groups_pb2.CoordinatorMessage.FromString(data)
             match message.WhichOneof("body"):
                 case "joined":
@@ -121,11 +125,10 @@ class Member(Client):
         self.scene.counts["partitions_assigned"] += len(assigned.assignments)
 
     def _leave(self) -> None:
-        """Without a word: its stream breaks, and who comes next does not know its id."""
-        self._member_id = self.rng.randbytes(16)
-        self._positions.clear()
+        """Without a word: its stream breaks, and what was read from it meanwhile nobody looks at."""
         if self._call is not None and self._call.cancel():
             self._left = True
+            self._positions.clear()
 
     # ---- work
 

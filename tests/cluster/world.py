@@ -263,8 +263,8 @@ class World:
         can_copy = len(voters) >= limits.COPY_VOTERS_MIN
         if any(group.role is Role.FAILED or (group.why and can_copy) for group in groups):
             return False
-        if len(groups) < len(voters) and can_copy:  # still being copied, or lost with a majority of its disks
-            return 2 * sum(self.nodes[node].wiped for node in voters) >= len(voters)
+        if len(groups) < len(voters) and can_copy:
+            return False  # still being copied
         if 2 * len(groups) <= len(voters):
             return self.plan.wipes_max > 0  # as many as were lost with their disks
         ends = {(group.log.last_index, group.log.last.checksum, group.commit_index) for group in groups}
