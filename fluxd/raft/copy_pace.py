@@ -29,7 +29,7 @@ class CopyPace:
         self._free_at = 0.0
         self._bytes_per_second = limits.COPY_BYTES_PER_SECOND
         self._missing: dict[object, int] = {}
-        """Entries, by who copies."""
+        """Bytes, by who copies."""
         self._judged_at, self._judged_missing = 0.0, 0
 
     def spend(self, who: object, size: int, missing: int) -> float:
@@ -38,7 +38,8 @@ class CopyPace:
         Args:
             who: copies; until it says `ended`.
             size: of the piece, bytes.
-            missing: entries that are still to come, as far as is known.
+            missing: bytes that are still to come, as far as is known: not entries, since those that are written
+                meanwhile may be many and small. 0: not known.
 
         Returns:
             When the next one may be asked for, by the reactor's clock.
@@ -62,7 +63,7 @@ class CopyPace:
     def _judge(self, now: float) -> None:
         missing = sum(self._missing.values())
         # Where nobody has to wait, it is not the pace that is too slow.
-        if missing >= self._judged_missing and self._free_at > now:
+        if 0 < self._judged_missing <= missing and self._free_at > now:
             self._bytes_per_second *= 2
             self._raised(self._bytes_per_second)
         self._judged_at, self._judged_missing = now, missing

@@ -259,8 +259,8 @@ class Copying:
     def _take(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         reply, size = message.copy_reply, message.ByteSize()
         self._commit_index = max(self._commit_index, reply.commit_index)
-        last = self._log.last_index if self._log else max(self._first_index, reply.first_index) - 1
-        self._not_before = self._context.pace.spend(self, size, max(0, self._commit_index - last))
+        missing = max(0, reply.log_bytes - (self._log.size_bytes if self._log else 0))
+        self._not_before = self._context.pace.spend(self, size, missing)
         known = self._goal and self._log is not None
         self._goal = min(self._goal, reply.commit_index) if known else reply.commit_index
         if reply.admitted:

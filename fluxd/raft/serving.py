@@ -111,6 +111,7 @@ class CopyServing:
         message.copy_reply.nonce = request.nonce
         message.copy_reply.first_index = self._log.first_index
         message.copy_reply.commit_index = guard.journal.commit_index
+        message.copy_reply.log_bytes = self._log.size_bytes
         fill(message.copy_reply)
         guard.outbox.send(peer, message)
 

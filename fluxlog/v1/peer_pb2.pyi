@@ -674,6 +674,7 @@ class CopyReply(_message.Message):
     ADMITTED_FIELD_NUMBER: _builtins.int
     ADMITTED_INDEX_FIELD_NUMBER: _builtins.int
     MAY_LEAVE_FIELD_NUMBER: _builtins.int
+    LOG_BYTES_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """Echoed."""
     first_index: _builtins.int
@@ -690,6 +691,8 @@ class CopyReply(_message.Message):
     admitted_index: _builtins.int
     may_leave: _builtins.bool
     """With leave: the others that are in sync are a majority. What the sender acknowledges from now on does not count."""
+    log_bytes: _builtins.int
+    """All that the leader's log has on disk, bytes: who asks sees whether it gains on those who write. 0: an older version."""
     @_builtins.property
     def frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Committed entries from the one that was asked for on, as in AppendEntries."""
@@ -707,10 +710,11 @@ class CopyReply(_message.Message):
         admitted: _builtins.bool = ...,
         admitted_index: _builtins.int = ...,
         may_leave: _builtins.bool = ...,
+        log_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "admitted_index", b"admitted_index", "commit_index", b"commit_index", "first_index", b"first_index", "frames", b"frames", "may_leave", b"may_leave", "nonce", b"nonce", "snapshot", b"snapshot", "snapshot_bytes", b"snapshot_bytes", "snapshot_index", b"snapshot_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "admitted_index", b"admitted_index", "commit_index", b"commit_index", "first_index", b"first_index", "frames", b"frames", "log_bytes", b"log_bytes", "may_leave", b"may_leave", "nonce", b"nonce", "snapshot", b"snapshot", "snapshot_bytes", b"snapshot_bytes", "snapshot_index", b"snapshot_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,6 +89,25 @@ def test_a_producer_faster_than_the_pace_does_not_keep_it_out(monkeypatch: pytes
     assert lab.values(3) == lab.values(1)
 
 
+def test_many_small_entries_do_not_raise_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More entries come than are copied, but far fewer bytes: the copy gains, at the pace that was set."""
+    monkeypatch.setattr(limits, "COPY_BYTES_PER_SECOND", 100_000)
+    monkeypatch.setattr(limits, "COPY_CHUNK_BYTES", 50_000)
+    monkeypatch.setattr(limits, "COPY_PATIENCE", 0.5)
+    lab = lab_with()
+    for _ in range(10):
+        lab.commit(1, BIG)
+    wipe(lab, 3)
+    began, written = lab.simulator.now, 0
+    while not takes_part(lab, 3):
+        lab.commit(1, b"small")
+        written += 1
+        assert lab.simulator.now < began + 60.0
+    assert written > 50
+    lab.until(healed(lab))
+    assert not [event for event in node(lab, 3).events if "copy_pace_raised" in event]
+
+
 def test_it_says_how_far_it_is() -> None:
     """In words, while it waits and while it copies."""
     lab = lab_with()
