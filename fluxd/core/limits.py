@@ -43,6 +43,9 @@ SEGMENT_MS_DEFAULT: Final = 7 * 24 * 3600 * 1000
 RETENTION_MS_DEFAULT: Final = 7 * 24 * 3600 * 1000
 RETENTION_MAX: Final = (1 << 63) - 1
 """Of retention.ms and retention.bytes."""
+SNAPSHOT_ENTRIES: Final = 20_000
+"""Of a replica's state, besides one for each segment's worth of bytes: what is behind the last one is replayed when the
+replica is opened, and small entries take as long as large ones."""
 RETENTION_CHECK_INTERVAL: Final = 5.0
 """A leader looks at its segments this often."""
 INDEX_INTERVAL_BYTES: Final = 32 * KIB

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from fluxd.core import limits
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import GroupId, Offset, RaftIndex
@@ -77,6 +78,7 @@ class Housekeeping:
         elif (
             log.removable(log.log_start_offset, group.commit_index)
             or log.written_bytes - self._snapshot_at[group_id] >= group.spec.segment_bytes
+            or group.commit_index - index >= limits.SNAPSHOT_ENTRIES
         ):
             self._snapshot(group)
 
