@@ -173,10 +173,14 @@ def test_damaged_votes_are_written_anew(position: int) -> None:
 def test_votes_that_are_missing_are_written_anew() -> None:
     """The name is gone, the open file is still there."""
     lab = lab_with()
+    term = lab[3].term
     node(lab, 3).disk.remove(VOTES)
     scrub(lab, 3)
     mended(lab, 3)
+    assert node(lab, 3).disk.exists(VOTES)
     restart(lab, 3)
+    assert takes_part(lab, 3)
+    assert lab[3].term >= term
 
 
 @pytest.mark.parametrize("seed", range(12))
