@@ -34,13 +34,12 @@ from dataclasses import dataclass
 from crc32c import crc32c
 
 from fluxd.core.types import RaftIndex, Term
-from fluxd.storage.filesystem import File, FileSystem
+from fluxd.storage.filesystem import TEMPORARY_SUFFIX, File, FileSystem
 
 STATE_NAME = "state"
 SLOT_BYTES = 64
 SLOT_POSITIONS = (0, 512)
 FILE_BYTES = 1024
-_TEMPORARY_SUFFIX = ".tmp"
 _MAGIC = b"FXS1"
 _SLOT = struct.Struct("<4sIQQQQQQI")
 _CHECKSUM = struct.Struct("<I")
@@ -171,7 +170,7 @@ class StateFile:
         """
         with self._lock:
             assert self.state is not None
-            temporary = path + _TEMPORARY_SUFFIX
+            temporary = path + TEMPORARY_SUFFIX
             fs.remove(temporary)
             fresh = StateFile.create(fs, temporary, self.state)
             try:

@@ -23,6 +23,7 @@ from pathlib import Path
 from fluxd.core.types import DIRECTORY_ID_BYTES, NodeId
 from fluxd.storage.errors import DirectoryError
 from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.json_file import replace_json
 from fluxd.storage.lock import DirectoryLock
 from fluxd.storage.quarantine import QUARANTINE, free_path
 from fluxd.storage.votes import VoteFile
@@ -190,13 +191,7 @@ def _initialise(fs: FileSystem, node_id: NodeId, random_bytes: Callable[[int], b
 
 
 def _write_meta(fs: FileSystem, meta: Meta) -> None:
-    temporary = META_NAME + ".tmp"
-    fs.remove(temporary)
-    with closing(fs.open(temporary, create=True)) as file:
-        file.append(json.dumps(asdict(meta), indent=2).encode() + b"\n")
-        file.sync()
-    fs.rename(temporary, META_NAME)
-    fs.sync_directory("")
+    replace_json(fs, META_NAME, asdict(meta))
 
 
 def _read_meta(fs: FileSystem) -> Meta | None:

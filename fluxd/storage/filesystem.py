@@ -10,7 +10,10 @@ name is durable once `FileSystem.sync_directory` of its directory, begun after i
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+TEMPORARY_SUFFIX: Final = ".tmp"
+"""Of a file that is to take another one's place: whoever finds it unfinished removes it."""
 
 
 class File(Protocol):

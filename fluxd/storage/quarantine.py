@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.json_file import replace_json
 
 QUARANTINE = "quarantine"
 SINCE_NAME = "since.json"
@@ -62,7 +63,7 @@ def sweep(
         removed.append(entry)
         del since[entry]
     if since != known:
-        _write_since(fs, since)
+        replace_json(fs, f"{QUARANTINE}/{SINCE_NAME}", since)
     return removed
 
 
@@ -81,14 +82,3 @@ def _read_since(fs: FileSystem) -> dict[str, int]:
     if not isinstance(content, dict):
         return {}
     return {entry: at for entry, at in content.items() if isinstance(at, int)}
-
-
-def _write_since(fs: FileSystem, since: dict[str, int]) -> None:
-    path = f"{QUARANTINE}/{SINCE_NAME}"
-    temporary = path + ".tmp"
-    fs.remove(temporary)
-    with closing(fs.open(temporary, create=True)) as file:
-        file.append(json.dumps(since, indent=2, sort_keys=True).encode() + b"\n")
-        file.sync()
-    fs.rename(temporary, path)
-    fs.sync_directory(QUARANTINE)

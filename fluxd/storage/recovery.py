@@ -31,13 +31,13 @@ from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import GroupId, RaftIndex
 from fluxd.storage.checkpoint import STATE_NAME, Mark, State, StateFile
 from fluxd.storage.errors import LogCorrupt, LogMissing
-from fluxd.storage.filesystem import File, FileSystem
+from fluxd.storage.filesystem import TEMPORARY_SUFFIX, File, FileSystem
 from fluxd.storage.frames import BadFrame, breach, find_frame, stamp_at_position, walk_frames, walk_headers
 from fluxd.storage.head import check_head, find_snapshot, removable
 from fluxd.storage.index import SegmentIndex
 from fluxd.storage.segment import Segment, parse_segment_name, segment_name
 from fluxd.storage.segments import Segments
-from fluxd.storage.snapshot import TEMPORARY_SUFFIX, Snapshot
+from fluxd.storage.snapshot import Snapshot
 from fluxd.storage.sync import Synced
 
 _COPY_BYTES = limits.MIB

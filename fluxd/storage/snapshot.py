@@ -24,7 +24,6 @@ only trace of what stood there, and vouches for where the log begins: without it
 
 from __future__ import annotations
 
-import errno
 import struct
 from collections.abc import Callable
 from contextlib import closing
@@ -33,10 +32,10 @@ from dataclasses import dataclass
 from crc32c import crc32c
 
 from fluxd.core.types import TOPIC_ID_BYTES, GroupId, Offset, RaftIndex
-from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.errors import is_damage
+from fluxd.storage.filesystem import TEMPORARY_SUFFIX, FileSystem
 
 SUFFIX = ".snap"
-TEMPORARY_SUFFIX = ".tmp"
 KEPT = 2
 _MAGIC = b"FXP2"
 _OLD_MAGIC = b"FXP1"
@@ -172,7 +171,7 @@ def damaged_snapshots(fs: FileSystem, directory: str, group: GroupId, expected: 
         except FileNotFoundError:
             continue  # a newer one has taken its place
         except OSError as error:
-            if error.errno != errno.EIO:
+            if not is_damage(error):
                 raise
             found[index] = f"{path}: position 0: {error.strerror}"
             continue

@@ -37,7 +37,7 @@ from fluxd.core import limits
 from fluxd.core.errors import InvariantViolation
 from fluxd.core.types import GroupId, NodeId, Term
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
-from fluxd.storage.filesystem import File, FileSystem
+from fluxd.storage.filesystem import TEMPORARY_SUFFIX, File, FileSystem
 
 _MAGIC = b"FLUXVOTE"
 _VERSION = 1
@@ -341,7 +341,7 @@ def _parse(path: str, data: bytes) -> tuple[dict[_Key, Vote], int]:
 
 
 def _temporary(path: str) -> str:
-    return path + ".tmp"
+    return path + TEMPORARY_SUFFIX
 
 
 def _directory(path: str) -> str:
