@@ -116,7 +116,7 @@ class Node:
         self._host = self._make_host()
         self._view = ClusterView(
             reactor, self._local_node(), self._host.groups, answered=self._host.heartbeats.answered,
-            disk_full=lambda: self._host.disk_full,
+            disk_full=lambda: self._host.disk_full, files_why=lambda: [file.why for file in self._host.files],
         )  # fmt: skip
         self._forwarder = Forwarder(self._me, self._secret, self._links, list(self._addresses), machine.network)
         self._neighbours = Neighbours(self._links, self._host, self._view, self._forwarder, on_fatal=self.fail)

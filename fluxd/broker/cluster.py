@@ -135,6 +135,7 @@ class ClusterView:
         groups: this node's replicas by group; the host's table, read live.
         answered: when each node last answered a list of heartbeats.
         disk_full: only the reserve of free space is left here.
+        files_why: what is wrong with files of this node, its votes or meta.json; empty strings: nothing.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class ClusterView:
         *,
         answered: Callable[[], Mapping[NodeId, float]] = dict,
         disk_full: Callable[[], bool] = lambda: False,
+        files_why: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.local = local
         self.cluster_id = ""
@@ -153,7 +155,7 @@ class ClusterView:
         self.copied: set[GroupId] = set()
         """Replicas of this node that were admitted after a copy and wait to be bound to its directory."""
         self._reactor = reactor
-        self._groups, self._answered, self._disk_full = groups, answered, disk_full
+        self._groups, self._answered, self._disk_full, self._files_why = groups, answered, disk_full, files_why
         self._peers: dict[NodeId, _Peer] = {}
         self._told: dict[GroupId, tuple[Term, NodeId]] = {}
         self._watchers: list[Callable[[GroupId], None]] = []
@@ -328,7 +330,7 @@ class ClusterView:
     def node_why(self, node_id: NodeId) -> str:
         """What is wrong with a node as a whole although it is up; empty: nothing is known."""
         if node_id == self.local.node_id:
-            return _DISK_FULL if self._disk_full() else ""
+            return "; ".join(filter(None, (_DISK_FULL if self._disk_full() else "", *self._files_why())))
         peer = self._peers.get(node_id)
         return peer.status.why if peer is not None and peer.status is not None else ""
 

@@ -19,6 +19,7 @@ from fluxd.raft.group import Group
 from fluxd.raft.healing import Backoff
 from fluxd.raft.opening import Opened
 from fluxd.storage.beside import Faults
+from fluxd.storage.errors import being_mended
 
 Steps = Sequence[Callable[[], None]]
 
@@ -178,4 +179,4 @@ class Housekeeping:
 
 
 def _told(faults: Faults) -> str:
-    return f"damaged, and being written anew: {faults}"
+    return being_mended(str(faults))

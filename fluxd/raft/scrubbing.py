@@ -30,6 +30,8 @@ _FIRST_AFTER = 60.0
 """The first pass begins so long after the start at the latest."""
 _PASSED_OVER_PER_TURN = 500
 """Replicas without anything to read that are looked at in one turn of the loop."""
+_MENDED_AGAIN_AFTER = 60.0
+"""A file of the node that could not be written anew is tried again so much later."""
 _SMALL_FILE_BYTES = 64 * limits.KIB
 """What the files beside a log, or one of the node's, count for."""
 
@@ -37,12 +39,16 @@ _SMALL_FILE_BYTES = 64 * limits.KIB
 class NodeFile(Protocol):
     """A file of the node of which the process knows what it says."""
 
+    @property
+    def why(self) -> str:
+        """What is wrong with it, for people, until it is written anew; empty: nothing is known."""
+
     def begin_check(self) -> Callable[[], str] | None:
         """For another thread: read it again; "", or path, position and what is wrong; raises OSError. None: not
         now."""
 
-    def mend(self) -> Sequence[Callable[[], None]]:
-        """The last check has found it damaged: have it written anew; blocking steps, if that takes any."""
+    def mend(self, fault: str) -> Sequence[Callable[[], None]]:
+        """The last check has found this: have the file written anew; blocking steps, if that takes any."""
 
 
 class Scrubbed(Protocol):
@@ -80,6 +86,7 @@ class Scrubber:
         self._stopped = False
         self._began_at = 0.0
         self._files: deque[NodeFile] = deque()
+        self._mend_timers: dict[NodeFile, Timer] = {}
         self._left: deque[GroupId] = deque()
         self._at: Verified | None = None
         """In the log of the first of `_left`; None: what is beside it comes first."""
@@ -93,8 +100,8 @@ class Scrubber:
     def stop(self) -> None:
         """Read no more."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in filter(None, (self._timer, *self._mend_timers.values())):
+            timer.cancel()
 
     def _arm(self, seconds: float, action: Callable[[], None]) -> None:
         self._timer = self._reactor.call_at(self._reactor.now() + seconds, action)
@@ -158,15 +165,27 @@ class Scrubber:
         self._blocking(lambda: found.append(read()), done)
 
     def _mend(self, file: NodeFile, why: str) -> None:
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self._log_event("file_not_mended", why=f"{why}: {error}")
-            else:
-                self._log_event("file_mended", why=why)
+        """Until it works: it may be the last chance, since a process that ends takes what it knows with it."""
 
-        steps = list(file.mend())
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                self._log_event("file_mended", why=why)
+                return
+            self._log_event("file_not_mended", why=f"{why}: {error}")
+            self._forget_timer(file)
+            if not self._stopped:
+                at = self._reactor.now() + _MENDED_AGAIN_AFTER
+                self._mend_timers[file] = self._reactor.call_at(at, lambda: self._mend(file, why))
+
+        self._forget_timer(file)
+        steps = list(file.mend(why))
         if steps:
             self._reactor.run_blocking(steps, done)
+
+    def _forget_timer(self, file: NodeFile) -> None:
+        timer = self._mend_timers.pop(file, None)
+        if timer is not None:
+            timer.cancel()
 
     def _check_beside(self, group: Group, read: Callable[[], Faults]) -> None:
         found: list[Faults] = []

@@ -2,7 +2,7 @@
 
 No vote is forgotten meanwhile: every message that reflects one that is not durable is held back by its group. When a
 second try has failed, too, the groups that wait are told (`stuck`), so that they say so; those whose votes are durable
-go on.
+go on. The node says what is wrong with the file (`why`) for as long as that is so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from fluxd.core.runtime import Reactor
 from fluxd.raft.healing import Backoff
+from fluxd.storage.errors import being_mended
 from fluxd.storage.votes import VoteCheck, VoteFile
 
 
@@ -34,6 +35,12 @@ class VoteSyncing:
         self._check: VoteCheck | None = None
         self._mended_at = 0
         """Operation that is durable when a damaged file was written anew; 0: it is sound, as far as known."""
+        self._damage = self._unwritten = ""
+
+    @property
+    def why(self) -> str:
+        """As `NodeFile` has it (`scrubbing.py`)."""
+        return "; ".join(filter(None, (self._damage, self._unwritten)))
 
     def stop(self) -> None:
         """Sync nothing more."""
@@ -57,10 +64,10 @@ class VoteSyncing:
             self._busy = False
             votes.finish_sync(job)
             if self._failures:
-                self._failures = 0
+                self._failures, self._unwritten = 0, ""
                 self._log_event("votes_synced_again")
             if 0 < self._mended_at <= votes.synced_op:
-                self._mended_at = 0
+                self._mended_at, self._damage = 0, ""
                 self._log_event("file_mended", why="the votes were written anew")
             self._synced()
             self.sync()
@@ -72,10 +79,11 @@ class VoteSyncing:
         self._check = self._votes.begin_check()
         return self._check.read if self._check is not None else None
 
-    def mend(self) -> Sequence[Callable[[], None]]:
+    def mend(self, fault: str) -> Sequence[Callable[[], None]]:
         """Have the votes written anew, as after a failed sync."""
         if self._check is not None:
             self._mended_at = self._votes.lost(self._check)
+            self._damage = being_mended(fault) if self._mended_at else ""
             self.sync()
         return ()
 
@@ -84,6 +92,7 @@ class VoteSyncing:
         self._failures += 1
         self._log_event("votes_sync_failed", why=why, failures=self._failures)
         if self._failures > 1:
+            self._unwritten = f"its votes cannot be written: {why}"
             self._stuck(why)
         now = self._reactor.now()
         self._reactor.call_at(now + (self._backoff.next(now) if self._failures > 1 else 0.0), self._again)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fluxd.core.types import DIRECTORY_ID_BYTES, NodeId
-from fluxd.storage.errors import DirectoryError
+from fluxd.storage.errors import DirectoryError, being_mended
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.json_file import replace_json
 from fluxd.storage.lock import DirectoryLock
@@ -68,12 +68,18 @@ class DataDirectory:
         """It was made by this `open_directory`."""
         self._meta = meta
         self._lock = lock
+        self._damage = self._unwritten = ""
         self._lock_of_meta = threading.Lock()
 
     @property
     def meta(self) -> Meta:
         """As it is on disk."""
         return self._meta
+
+    @property
+    def why(self) -> str:
+        """What is wrong with meta.json, for people, until it is written anew; empty: nothing is known."""
+        return "; ".join(filter(None, (self._damage, self._unwritten)))
 
     def set_cluster(self, cluster_id: str, founding: tuple[FoundingMember, ...]) -> None:
         """Bind the directory to a cluster, durably.
@@ -103,8 +109,16 @@ class DataDirectory:
 
     def _change(self, meta: Meta) -> None:
         with self._lock_of_meta:
-            _write_meta(self.fs, meta)
+            self._write(meta)
             self._meta = meta
+
+    def _write(self, meta: Meta) -> None:
+        try:
+            _write_meta(self.fs, meta)
+        except OSError as error:
+            self._unwritten = f"its {META_NAME} cannot be written: {error}"
+            raise
+        self._damage = self._unwritten = ""
 
     def begin_check(self) -> Callable[[], str] | None:
         """For another thread: read meta.json again; "", or path, position and what is wrong. Raises OSError."""
@@ -118,13 +132,14 @@ class DataDirectory:
                 return f"{META_NAME}: position 0: {error}"
             return "" if found == self._meta else f"{META_NAME}: position 0: not what was written"
 
-    def mend(self) -> Sequence[Callable[[], None]]:
+    def mend(self, fault: str) -> Sequence[Callable[[], None]]:
         """Blocking steps that write meta.json anew: the process knows what it says."""
+        self._damage = being_mended(fault)
         return [self._write_anew]
 
     def _write_anew(self) -> None:
         with self._lock_of_meta:
-            _write_meta(self.fs, self._meta)
+            self._write(self._meta)
 
     def partitions(self) -> list[str]:
         """Names of the directories below partitions/."""

@@ -18,6 +18,15 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, CorruptDataError) or (isinstance(error, OSError) and error.errno in _ERRNOS_OF_DAMAGE)
 
 
+def being_mended(fault: str) -> str:
+    """For people, of a file of which the process knows what it says.
+
+    Args:
+        fault: path, position and what is wrong.
+    """
+    return f"damaged, and being written anew: {fault}"
+
+
 class LogMissing(Exception):
     """There is no log: no directory, no file in it, or a creation that power cut off before the birth entry was
     durable.

@@ -767,7 +767,9 @@ class NodeDescription(_message.Message):
     """fluxd version."""
     allows_remote_stop: _builtins.bool
     why: _builtins.str
-    """In words, when something is wrong with it although it is up: its disk is full but for the reserve."""
+    """In words, when something is wrong with it although it is up: its disk is full but for the reserve; its votes or
+    meta.json are damaged, or cannot be written.
+    """
     def __init__(
         self,
         *,

@@ -744,7 +744,9 @@ class NodeStatus(_message.Message):
     version: _builtins.str
     allows_remote_stop: _builtins.bool
     why: _builtins.str
-    """In words, when something is wrong with the node as a whole: its disk is full but for the reserve."""
+    """In words, when something is wrong with the node as a whole: its disk is full but for the reserve; its votes or
+    meta.json are damaged, or cannot be written.
+    """
     metadata_version: _builtins.int
     """Highest MetadataCommand.version that it understands; 0: 2 or lower."""
     @_builtins.property

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fluxd.storage.filesystem import TEMPORARY_SUFFIX
 from fluxlog.v1 import admin_pb2
 from tests.integration.cluster import Cluster, NodeProcess, fetch_values, produce_request, wait_until
 
@@ -193,4 +194,28 @@ def test_a_reader_meets_the_damage_first(tmp_path: Path) -> None:
         wait_until(read, "the reader has everything", HEALING)
         wait_until(lambda: scene.quarantined(node), "the damaged replica leaves", HEALING)
         assert '"event": "log_damaged"' in node.log_text
+        scene.check()
+
+
+@pytest.mark.parametrize("name", ["votes", "meta.json"])
+def test_a_damaged_file_of_a_node_is_told_until_it_is_mended(tmp_path: Path, name: str) -> None:
+    """Something is in the way of the new file: every node says so in every place; with that gone, all is well."""
+    with Scene(tmp_path) as scene:
+        cluster = scene.cluster
+        other, node = cluster.node(1), cluster.node(2)
+        in_the_way = node.data_dir / f"{name}{TEMPORARY_SUFFIX}"
+        in_the_way.mkdir()
+        path = node.data_dir / name
+        with path.open("r+b") as file:
+            file.write(bytes([path.read_bytes()[0] ^ 0x10]))
+        said = f"damaged, and being written anew: {name}: position 0: "
+
+        def told(*command: str) -> bool:
+            return said in fluxctl(other, *command)[1]
+
+        for command in (["nodes", "list"], ["cluster", "health"], ["topics", "describe", "orders", "--why"]):
+            wait_until(partial(told, *command, "--output", "json"), f"{command} tells it", HEALING)
+        scene.write(2)
+        in_the_way.rmdir()
+        wait_until(lambda: not told("nodes", "list", "--output", "json"), "it is mended", HEALING)
         scene.check()

@@ -203,6 +203,65 @@ def test_a_vote_that_is_given_while_they_are_read_is_no_damage(seed: int) -> Non
     assert len(events(node(lab, 1), "scrub_finished")) > 5
 
 
+def why(lab: Lab, number: int) -> list[str]:
+    """What a node says of its own files."""
+    host = node(lab, number).host
+    assert host is not None
+    return [file.why for file in host.files if file.why]
+
+
+def test_the_node_says_that_its_votes_are_damaged_until_they_are_written() -> None:
+    """Nothing can be written while the disk is full."""
+    lab = lab_with()
+    disk = node(lab, 3).disk
+    disk.flip_bit(VOTES, HEADER_BYTES + 20)
+    disk.room = 0
+    scrub(lab, 3)
+    lab.until(lambda: len(events(node(lab, 3), "votes_sync_failed")) > 1, within=20)
+    [said] = why(lab, 3)
+    assert said.startswith(f"damaged, and being written anew: {VOTES}: position ")
+    assert "; its votes cannot be written: " in said
+    disk.room = None
+    lab.until(lambda: bool(events(node(lab, 3), "file_mended")), within=30)
+    assert not why(lab, 3)
+
+
+def test_votes_that_cannot_be_written_are_told() -> None:
+    """Sound as they are: a new term waits for room."""
+    lab = lab_with()
+    disk = node(lab, 3).disk
+    disk.room = 0
+    lab[1].transfer(NodeId(2))
+    lab.until(lambda: bool(why(lab, 3)), within=20)
+    assert why(lab, 3)[0].startswith("its votes cannot be written: ")
+    disk.room = None
+    lab.until(lambda: not why(lab, 3), within=30)
+    lab.until(healed(lab), within=30)
+
+
+def test_meta_json_is_tried_again_until_it_is_written() -> None:
+    """Long before the next pass; the node says what is wrong until then."""
+    lab = lab_with()
+    disk = SimDisk(random.Random(1))
+    directory = open_directory(disk, None, NodeId(3), random.Random(2).randbytes)
+    host, reactor = node(lab, 3).host, node(lab, 3).reactor
+    assert host is not None
+    assert reactor is not None
+    host.files.append(directory)
+    disk.set_bytes(META_NAME, b"{}")
+    disk.room = 0
+    Scrubber(reactor, host, node(lab, 3)._log, interval_s=86_400.0, bytes_per_second=1 << 30).start()
+    lab.until(lambda: bool(events(node(lab, 3), "file_not_mended")), within=70)
+    [said] = why(lab, 3)
+    assert said.startswith(f"damaged, and being written anew: {META_NAME}: position 0: ")
+    assert f"; its {META_NAME} cannot be written: " in said
+    disk.room = None
+    lab.until(lambda: bool(events(node(lab, 3), "file_mended")), within=70)
+    assert not why(lab, 3)
+    assert len(events(node(lab, 3), "file_not_mended")) == 1
+    assert open_directory(disk, None, NodeId(3), random.Random(3).randbytes).meta == directory.meta
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
 def test_meta_json_is_written_anew(damage: bytes | None) -> None:
     """It says whose the directory is; without it the node does not start."""
@@ -217,7 +276,7 @@ def test_meta_json_is_written_anew(damage: bytes | None) -> None:
     else:
         disk.set_bytes(META_NAME, damage)
     assert read().startswith(f"{META_NAME}: position 0: ")
-    for step in directory.mend():
+    for step in directory.mend(read()):
         step()
-    assert read() == ""
+    assert (read(), directory.why) == ("", "")
     assert open_directory(disk, None, NodeId(3), random.Random(3).randbytes).meta == directory.meta

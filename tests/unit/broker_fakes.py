@@ -169,7 +169,11 @@ class Cluster:
         self.clock = Clock()
         self.groups: dict[GroupId, FakeGroup] = {}
         self.disk_full = False
-        self.view = ClusterView(self.clock.reactor, local_node(), self.groups, disk_full=lambda: self.disk_full)
+        self.files_why: list[str] = []
+        self.view = ClusterView(
+            self.clock.reactor, local_node(), self.groups, disk_full=lambda: self.disk_full,
+            files_why=lambda: self.files_why,
+        )  # fmt: skip
         self.metadata = Metadata(nodes)
         self.view.image = self.metadata.image
 

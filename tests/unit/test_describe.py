@@ -212,3 +212,19 @@ def test_a_node_whose_disk_is_full_but_for_the_reserve_is_told() -> None:
     cluster.tell(2)
     cluster.clock.advance(limits.NODE_DOWN_AFTER + 0.1)
     assert not cluster_description(cluster.view).nodes[1].why
+
+
+def test_a_damaged_file_of_a_node_is_told() -> None:
+    """Beside what else is wrong with the node, in all three descriptions, until it is sound."""
+    cluster, group_id = with_partition(1, 2, 3)
+    lead_here(cluster, group_id)
+    cluster.files_why = ["", "damaged, and being written anew: meta.json: position 0: gone"]
+    why = "damaged, and being written anew: meta.json: position 0: gone"
+    assert describe(cluster, group_id).why == f"node 1: {why}"
+    assert not is_under_replicated(describe(cluster, group_id))
+    assert cluster.view.local_status().why == why
+    assert cluster_description(cluster.view).nodes[0].why == why
+    cluster.disk_full = True
+    assert cluster.view.local_status().why.endswith(f"takes no records; {why}")
+    cluster.disk_full, cluster.files_why = False, ["", ""]
+    assert (cluster.view.local_status().why, describe(cluster, group_id).why) == ("", "")
