@@ -171,6 +171,46 @@ class Client:
         self._prefer(address)
         return response
 
+    def start_call(
+        self,
+        address: str,
+        method: Callable[[Node], grpc.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        *,
+        timeout: float,
+        on_end: Callable[[Response | FluxlogError], None],
+    ) -> grpc.Future[Response]:
+        """As `call_node`, without waiting for the answer.
+
+        Args:
+            on_end: called once with the answer or the failure, on a thread of gRPC's. Must not block.
+
+        Raises:
+            LocalError: CANCELLED: the client is closed; `on_end` is not called.
+        """
+        node = self.node(address)
+        try:
+            call = method(node).future(request, timeout=timeout)
+        except ValueError as error:  # closed meanwhile
+            raise LocalError("CANCELLED", f"{address}: {error}") from error
+
+        def end(_: object) -> None:
+            outcome = self._end_of(address, call)
+            on_end(outcome)
+
+        call.add_done_callback(end)
+        return call
+
+    def _end_of(self, address: str, call: grpc.Future[Response]) -> Response | FluxlogError:
+        try:
+            response = call.result()
+        except grpc.RpcError as error:
+            return from_rpc_error(error, address=address)
+        except grpc.FutureCancelledError:
+            return LocalError("CANCELLED", f"the call to {address} was cancelled")
+        self._prefer(address)
+        return response
+
     def _prefer(self, address: str) -> None:
         with self._lock:
             self._book.prefer(address)

@@ -23,6 +23,7 @@ from fluxlog.codec import Codec
 from fluxlog.delivery import Batch, BatchResult, PartitionQueue, Pending, Retry
 from fluxlog.errors import FluxlogError, LocalError, Outcome, from_error_message
 from fluxlog.framing import encode_produce
+from fluxlog.leader_search import has_lost_leader
 from fluxlog.v1 import log_pb2
 
 IN_FLIGHT_MAX = 16
@@ -45,7 +46,6 @@ _DOUBTFUL = frozenset(
     {"OUT_OF_ORDER_SEQUENCE", "UNKNOWN_PRODUCER", "UNKNOWN_TOPIC", "UNKNOWN_PARTITION", "TOPIC_ID_MISMATCH"}
 )
 _DOUBT_SECONDS = 4.0
-_WITHOUT_LEADER = frozenset({"NOT_LEADER", "NO_LEADER", "REPLICA_OFFLINE", "STOPPING", "OUTCOME_UNKNOWN"})
 
 
 class Stream(Protocol):
@@ -112,8 +112,8 @@ class Pipeline:
         """Held back by STREAM_BYTES_MAX."""
         self._leaderless: dict[PartitionQueue, None] = {}
         """The last attempt failed, and nothing said where the leader is."""
-        self.poll_pause = 0.0
-        """Seconds for which those wait at least until the next attempt: set by who has them told (`leader_told`)."""
+        self._told = False
+        """Somebody has them told (`leader_told`): until the next attempt they wait as long as they may."""
         self.deadline = math.inf
         """When `advance` is to be called at the latest, by the clock. Never later than needed, perhaps earlier."""
 
@@ -185,9 +185,13 @@ class Pipeline:
         partition.leader, partition.avoid, partition.retry_at = address, "", 0.0
         self._ready[partition] = None
 
+    def somebody_tells(self) -> None:
+        """What loses its leader is told the new one: others are tried only after the longest pause."""
+        self._told = True
+
     def nobody_tells(self) -> None:
         """No node says who leads: from now on the nodes are tried, one after the other, with the usual pauses."""
-        self.poll_pause = 0.0
+        self._told = False
         for partition in self._leaderless:
             partition.retry_at = 0.0
             self._ready[partition] = None
@@ -373,7 +377,9 @@ class Pipeline:
         partition.failures += 1
         self._choose_target(partition, error)
         wait = min(_BACKOFF_MIN * 2 ** min(partition.failures - 1, 10), self._backoff_max)
-        wait = max(wait, error.retry_after_ms / 1000, self.poll_pause if partition in self._leaderless else 0.0)
+        if self._told and partition in self._leaderless:
+            wait = self._backoff_max
+        wait = max(wait, error.retry_after_ms / 1000)
         partition.retry_at = now + wait
         self.deadline = min(self.deadline, partition.retry_at)
         if self._on_retry is not None:
@@ -394,7 +400,7 @@ class Pipeline:
             partition.target = self._nodes.next_address(failed)
             if partition.target == partition.avoid:
                 partition.target = self._nodes.next_address(partition.target)
-            if not error.from_server or error.reason in _WITHOUT_LEADER:
+            if has_lost_leader(error):
                 self._leaderless[partition] = None
 
     # ---- outcomes

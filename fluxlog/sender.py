@@ -16,6 +16,7 @@ from fluxlog.client import Client
 from fluxlog.codec import Codec
 from fluxlog.delivery import Batch, BatchResult, Retry
 from fluxlog.errors import FluxlogError, LocalError
+from fluxlog.leader_watch import LeaderWatch
 from fluxlog.pipeline import BACKOFF_MAX_DEFAULT, DELIVERY_TIMEOUT_DEFAULT, Pipeline
 from fluxlog.stream import ProduceStream
 from fluxlog.v1 import log_pb2
@@ -60,6 +61,7 @@ class Sender:
             delivery_timeout=delivery_timeout, backoff_max=backoff_max,
         )  # fmt: skip
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._leader_watch = LeaderWatch(client, self._pipeline, self._inbox.put)
         self._room = threading.Condition()
         self._buffered_bytes = 0
         self._buffered_batches = 0
@@ -132,8 +134,10 @@ class Sender:
                 except queue.Empty:
                     pass
                 self._pipeline.advance()
+                self._leader_watch.look()
         finally:
             self._running = False
+            self._leader_watch.close()
             self._pipeline.stop()
             with self._room:
                 self._room.notify_all()

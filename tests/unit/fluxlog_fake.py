@@ -120,6 +120,9 @@ class FakeCluster:
         """(node, offset) of each Follow."""
         self.tells_leaders = True
         """AwaitLeaders is known here."""
+        self.elected = threading.Event()
+        """Not set: no node knows of a leader."""
+        self.elected.set()
         self.awaited = 0
         """Calls of AwaitLeaders that were answered."""
         self.ignorant: set[int] = set()
@@ -382,6 +385,8 @@ class _Admin(admin_pb2_grpc.AdminServicer):
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "an older version")
         cluster.awaited += 1
         response = admin_pb2.AwaitLeadersResponse()
+        if not cluster.elected.wait(request.max_wait_ms / 1000):
+            return response
         for asked in request.partitions:
             partition = cluster.partition(asked.topic, asked.partition)
             if partition.epoch > asked.after_epoch:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable, Iterator
 
 import pytest
 
 from fluxlog import Producer
-from fluxlog.delivery import Batch, PartitionQueue
-from fluxlog.errors import FluxlogError
+from fluxlog.client import Client
+from fluxlog.delivery import Batch, BatchResult, PartitionQueue
+from fluxlog.errors import FluxlogError, LocalError, Outcome
+from fluxlog.leader_search import LeaderSearch
 from fluxlog.pipeline import Pipeline
+from fluxlog.sender import Sender
+from fluxlog.v1 import admin_pb2
 from tests.unit.fluxlog_fake import FakeCluster
 
 DEADLINE_S = 20.0
@@ -53,9 +58,10 @@ class Scene:
         self.sent: list[str] = []
         self.streams: list[FakeStream] = []
         self.pipeline = Pipeline(
-            Addresses(), self._open, on_result=lambda batch: None, on_retry=None, clock=lambda: self.now
-        )
-        self.pipeline.poll_pause = PAUSE_S
+            Addresses(), self._open, on_result=lambda batch: None, on_retry=None, clock=lambda: self.now,
+            backoff_max=PAUSE_S,
+        )  # fmt: skip
+        self.pipeline.somebody_tells()
         self.queue: PartitionQueue = self.pipeline.partition("t", 3, target="a:1")
         self.pipeline.add(self.queue, Batch([b"x"], None, None, 1, self.now))
         self.pipeline.advance()
@@ -133,6 +139,64 @@ def test_what_is_in_flight_stays_where_it_is() -> None:
     assert scene.sent == ["a:1", "b:1"]
 
 
+# ---- whom to ask
+
+
+def search(scene: Scene) -> LeaderSearch:
+    """For what has lost node a."""
+    return LeaderSearch(scene.pipeline, lambda: list(Addresses.order), lambda: scene.now)
+
+
+def test_who_did_not_answer_lately_is_asked_last_and_one_at_a_time() -> None:
+    """The others hear the same question when one fails; what is told ends it."""
+    scene = Scene()
+    asked = search(scene)
+    order = []
+    while (question := asked.next()) is not None:
+        assert [(each.topic, each.partition) for each in question.request.partitions] == [("t", 3)]
+        assert asked.next() is None, "one call is under way"
+        order.append(question.address)
+        if question.address == "a:1":
+            leader = admin_pb2.KnownLeader(topic="t", partition=3, node_id=3, address="c:1", leader_epoch=5)
+            asked.take_answer(admin_pb2.AwaitLeadersResponse(leaders=[leader]))
+            scene.pipeline.advance()
+        else:
+            asked.take_failure(FluxlogError("UNAVAILABLE", "not there", retriable=True))
+    assert order == ["b:1", "c:1", "a:1"]
+    assert scene.sent == ["a:1", "c:1"]
+
+
+@pytest.mark.parametrize(("reason", "pause_s"), [("UNAVAILABLE", 1.0), ("UNIMPLEMENTED", 60.0)])
+def test_nodes_that_cannot_tell_are_left_alone_for_a_while(reason: str, pause_s: float) -> None:
+    """Those that do not know the call, for longer."""
+    scene = Scene()
+    asked = search(scene)
+    for _ in Addresses.order:
+        assert asked.next() is not None
+        asked.take_failure(FluxlogError(reason, "no"))
+    scene.pipeline.advance()
+    assert scene.sent == ["a:1", "b:1"], "as if nobody had been asked"
+    scene.break_stream()
+    scene.now += pause_s * 0.9
+    assert asked.next() is None
+    scene.now += pause_s * 0.2
+    assert asked.next() is not None
+
+
+def test_a_node_that_knows_nothing_is_not_asked_without_end() -> None:
+    """One that answers at once, since it does not know the topic."""
+    scene = Scene()
+    asked = search(scene)
+    assert asked.next() is not None
+    asked.take_answer(admin_pb2.AwaitLeadersResponse())
+    assert asked.next() is None
+    scene.now += 0.2
+    assert asked.next() is not None
+
+
+# ---- with nodes
+
+
 @pytest.fixture
 def cluster() -> Iterator[FakeCluster]:
     fake = FakeCluster(3)
@@ -156,3 +220,98 @@ def test_a_producer_goes_on_with_the_new_leader(cluster: FakeCluster, tells: boo
     asyncio.run(run())
     assert [partition.values for partition in cluster.topics["t"]] == [[b"before", b"after"]] * 4
     assert (cluster.awaited > 0) == tells
+
+
+class Sending:
+    """A Sender that is used, and what it reported."""
+
+    def __init__(self, cluster: FakeCluster, *, backoff_max: float) -> None:
+        self.results: list[BatchResult] = []
+        self.retried = threading.Event()
+        self.client = Client(list(cluster.addresses.values()))
+        self.sender = Sender(
+            self.client, "t", on_result=self.results.append, on_retry=lambda retry: self.retried.set(),
+            backoff_max=backoff_max,
+        )  # fmt: skip
+
+    def __enter__(self) -> Sending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sender.close()
+        self.client.close()
+
+    def send(self, value: bytes) -> None:
+        """To each of the four partitions."""
+        for number in range(4):
+            self.sender.send(number, [value])
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["told", "an older version"])
+def test_a_sender_goes_on_with_the_new_leader(cluster: FakeCluster, tells: bool) -> None:
+    """As the producer does, and without a thread more."""
+    cluster.tells_leaders = tells
+    with Sending(cluster, backoff_max=PAUSE_S) as sending:
+        sending.send(b"before")
+        assert sending.sender.flush(DEADLINE_S)
+        cluster.kill(1)
+        sending.send(b"after")
+        assert sending.sender.flush(DEADLINE_S)
+        assert {result.outcome for result in sending.results} == {Outcome.COMMITTED}
+    assert [partition.values for partition in cluster.topics["t"]] == [[b"before", b"after"]] * 4
+    assert (cluster.awaited > 0) == tells
+
+
+def test_a_sender_waits_for_the_news_instead_of_trying(cluster: FakeCluster) -> None:
+    """One call for all partitions is open; when it is answered each batch goes out once, however long the pause."""
+    with Sending(cluster, backoff_max=10 * DEADLINE_S) as sending:
+        sending.send(b"before")
+        assert sending.sender.flush(DEADLINE_S)
+        written = cluster.produced
+        cluster.elected.clear()
+        cluster.kill(1)
+        sending.send(b"after")
+        assert sending.retried.wait(DEADLINE_S)
+        assert cluster.produced == written
+        cluster.elected.set()
+        assert sending.sender.flush(DEADLINE_S)
+        assert cluster.produced == written + 4
+
+
+def test_a_sender_is_closed_while_it_waits_for_the_news(cluster: FakeCluster) -> None:
+    """Every batch has its outcome, and nothing is left running."""
+    with Sending(cluster, backoff_max=10 * DEADLINE_S) as sending:
+        sending.send(b"before")
+        assert sending.sender.flush(DEADLINE_S)
+        cluster.elected.clear()
+        cluster.kill(1)
+        sending.send(b"after")
+        assert sending.retried.wait(DEADLINE_S)
+    assert [result.outcome is Outcome.COMMITTED for result in sending.results] == [True] * 4 + [False] * 4
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("sender")]
+
+
+def test_a_call_that_is_cancelled_says_so(cluster: FakeCluster) -> None:
+    """Once; and none is begun on a client that is closed."""
+    ends: list[object] = []
+    ended = threading.Event()
+
+    def end(outcome: object) -> None:
+        ends.append(outcome)
+        ended.set()
+
+    client = Client(list(cluster.addresses.values()))
+    cluster.elected.clear()
+    request = admin_pb2.AwaitLeadersRequest(max_wait_ms=5_000)
+    call = client.start_call(
+        cluster.addresses[2], lambda node: node.admin.AwaitLeaders, request, timeout=DEADLINE_S, on_end=end
+    )
+    call.cancel()
+    assert ended.wait(DEADLINE_S)
+    assert [type(each) for each in ends] == [LocalError]
+    client.close()
+    with pytest.raises(LocalError):
+        client.start_call(
+            cluster.addresses[2], lambda node: node.admin.AwaitLeaders, request, timeout=DEADLINE_S, on_end=end
+        )
+    cluster.elected.set()

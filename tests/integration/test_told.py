@@ -1,0 +1,89 @@
+"""Who has lost a leader is told the new one, on real nodes: counted by the requests that the nodes have handled."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from fluxlog.client import Client
+from fluxlog.delivery import BatchResult
+from fluxlog.errors import Outcome
+from fluxlog.reader import Reader, iter_until
+from fluxlog.sender import Sender
+from tests.integration.cluster import DEADLINE, Cluster, NodeProcess
+
+pytestmark = pytest.mark.slow
+
+PARTITIONS = 6
+TOLD_WAIT_S = 0.2
+"""Of one AwaitLeaders that is told nothing."""
+
+
+class Handled:
+    """Requests that nodes have handled since this was made, by method."""
+
+    def __init__(self, nodes: Iterable[NodeProcess]) -> None:
+        self._nodes = {node: node.log_path.stat().st_size for node in nodes}
+        self._began = time.monotonic()
+
+    def methods(self) -> Counter[str]:
+        """So far; a stream counts when it has ended."""
+        counted: Counter[str] = Counter()
+        for node, position in self._nodes.items():
+            with node.log_path.open() as log:
+                log.seek(position)
+                lines = [json.loads(line) for line in log if '"rpc_handled"' in line and line.endswith("\n")]
+            counted.update(line["method"] for line in lines)
+        return counted
+
+    @property
+    def awaited_max(self) -> int:
+        """Calls of AwaitLeaders that one client can have made, one at a time: those that were told nothing waited."""
+        return PARTITIONS + 3 + int((time.monotonic() - self._began) / TOLD_WAIT_S)
+
+
+def test_a_sender_and_a_reader_ask_no_more_than_they_have_to(tmp_path: Path) -> None:
+    """The leader of all partitions is killed. The sender waits with one call for all of them, and describes nothing;
+    the reader goes on at another replica, and asks nobody for a leader.
+    """
+    cluster = Cluster(tmp_path)
+    for node in cluster.nodes:
+        node.extra = ["--log-level", "debug"]
+    results: list[BatchResult] = []
+    with cluster:
+        cluster.create_topic("orders", partitions=PARTITIONS)
+        leader = cluster.leader_of("orders", 0)
+        led = [number for number in range(PARTITIONS) if cluster.leader_of("orders", number) == leader]
+        others = cluster.others(leader)
+        dead, *alive = [cluster.node(leader).address, *(node.address for node in others)]
+        with Client([dead, *alive]) as client:
+            leaders = dict.fromkeys(led, dead)
+            sender = Sender(client, "orders", on_result=results.append, leaders=leaders)
+            with Reader(client, "orders", dict.fromkeys(led, 0), leaders=leaders) as reader:
+                for number in led:
+                    sender.send(number, [b"before"])
+                assert sender.flush(DEADLINE)
+                handled = Handled(others)
+                cluster.node(leader).kill()
+                for number in led:
+                    sender.send(number, [b"after"])
+                assert sender.flush(DEADLINE)
+                read: dict[int, list[bytes | None]] = {number: [] for number in led}
+                for fetched in iter_until(reader, dict.fromkeys(led, 2), timeout=DEADLINE):
+                    for batch in fetched.batches():
+                        read[fetched.partition] += batch.decode().values()
+                methods, awaited_max = handled.methods(), handled.awaited_max
+            sender.close()
+        assert {result.outcome for result in results} == {Outcome.COMMITTED}
+        assert read == {number: [b"before", b"after"] for number in led}
+        assert 1 <= methods["Admin/AwaitLeaders"] <= awaited_max
+        assert methods["Admin/DescribeTopics"] == 0
+        assert methods["Admin/DescribeCluster"] <= len(alive) * 2, "each stream begins with one"
+        names = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in names if name.startswith(("sender", "produce"))]
