@@ -20,8 +20,7 @@ from fluxlog.v1 import admin_pb2
 
 ASK_TIMEOUT = 2.0
 """Seconds for one call: longer than it may wait."""
-_WAIT_MS = 200
-"""Of one call: what loses its leader meanwhile is asked for with the next one."""
+WAIT_MS_DEFAULT = 200
 _ASKED_MAX = 10_000
 _AGAIN = 1.0
 """Seconds until another attempt when no node could tell."""
@@ -86,10 +85,18 @@ class LeaderSearch:
     Args:
         addresses: of all nodes known, the one to ask first in front.
         clock: seconds, monotonic.
+        wait_ms: of one call: what loses its leader meanwhile is asked for with the next one.
     """
 
-    def __init__(self, waiting: Waiting, addresses: Callable[[], list[str]], clock: Callable[[], float]) -> None:
-        self._waiting, self._addresses, self._clock = waiting, addresses, clock
+    def __init__(
+        self,
+        waiting: Waiting,
+        addresses: Callable[[], list[str]],
+        clock: Callable[[], float],
+        *,
+        wait_ms: int = WAIT_MS_DEFAULT,
+    ) -> None:
+        self._waiting, self._addresses, self._clock, self._wait_ms = waiting, addresses, clock, wait_ms
         self._asked: Question | None = None
         self._others: list[str] = []
         """To be asked the same when the one that is asked does not answer."""
@@ -112,7 +119,7 @@ class LeaderSearch:
             avoided = {each.avoid for each in lost}
             self._others = sorted(self._addresses(), key=lambda address: address in avoided)
             self._unimplemented = False
-        request = admin_pb2.AwaitLeadersRequest(max_wait_ms=_WAIT_MS)
+        request = admin_pb2.AwaitLeadersRequest(max_wait_ms=self._wait_ms)
         for each in lost:
             request.partitions.add(topic=each.topic, partition=each.number, after_epoch=each.leader_epoch)
         self._began = self._clock()
@@ -126,7 +133,7 @@ class LeaderSearch:
         for leader in answer.leaders:
             self._waiting.leader_told(leader.topic, leader.partition, address=leader.address, epoch=leader.leader_epoch)
         if not answer.leaders:  # a node that knows none of the topics answers at once, and is not asked again so soon
-            self._not_before = self._began + _WAIT_MS / 2000
+            self._not_before = self._began + self._wait_ms / 2000
 
     def take_failure(self, failure: FluxlogError) -> None:
         """A node did not answer, or does not know the call."""

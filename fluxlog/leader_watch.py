@@ -13,7 +13,7 @@ import grpc
 
 from fluxlog.client import Client
 from fluxlog.errors import FluxlogError
-from fluxlog.leader_search import ASK_TIMEOUT, LeaderSearch, Waiting
+from fluxlog.leader_search import ASK_TIMEOUT, WAIT_MS_DEFAULT, LeaderSearch, Waiting
 from fluxlog.v1 import admin_pb2
 
 _Outcome = admin_pb2.AwaitLeadersResponse | FluxlogError
@@ -24,11 +24,19 @@ class LeaderWatch:
 
     Args:
         post: has that thread call something; called on a thread of gRPC's, and must not block.
+        wait_ms: of one call.
     """
 
-    def __init__(self, client: Client, waiting: Waiting, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        waiting: Waiting,
+        post: Callable[[Callable[[], None]], None],
+        *,
+        wait_ms: int = WAIT_MS_DEFAULT,
+    ) -> None:
         self._client, self._post = client, post
-        self._search = LeaderSearch(waiting, client.addresses, time.monotonic)
+        self._search = LeaderSearch(waiting, client.addresses, time.monotonic, wait_ms=wait_ms)
         self._call: grpc.Future[admin_pb2.AwaitLeadersResponse] | None = None
 
     def look(self) -> None:

@@ -1,7 +1,8 @@
 """Reads committed records of some partitions of a topic, in offset order within each, through failovers.
 
 One long poll is open per partition; when a node fails, the next one is asked for the same offset, so nothing is
-skipped or read twice. Deliberately absent: groups and committed offsets.
+skipped or read twice. When none serves a partition, its new leader is told (fluxlog/lost_leaders.py); beside that they
+are asked again, with pauses. Deliberately absent: groups and committed offsets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import grpc
 from fluxlog.client import Client
 from fluxlog.entry import CorruptResponseError, FetchedBatch, batches_of, parse_response
 from fluxlog.errors import FluxlogError, OffsetOutOfRangeError, from_rpc_error
+from fluxlog.leader_watch import LeaderWatch
+from fluxlog.lost_leaders import WAIT_MS, LostLeader, LostLeaders
 from fluxlog.v1 import log_pb2, record_pb2
 
 FETCH_BYTES_DEFAULT = 1_048_576
@@ -53,10 +56,15 @@ class _Position:
     partition: int
     offset: int
     address: str
+    lost: LostLeader
     failures: int = 0
     doubted_since: float = 0.0
     retry_at: float | None = None
     call: grpc.Future[bytes] | None = None
+
+    def go_to(self, address: str) -> None:
+        """The leader is there, as a node says: ask it at once; and if it does not answer yet, the others soon."""
+        self.address, self.retry_at, self.failures = address, None, 1
 
 
 _METHOD = "/fluxlog.v1.Log/Fetch"
@@ -96,14 +104,21 @@ class Reader:
         self._max_bytes, self._max_wait_ms = max_bytes, max_wait_ms
         first = client.addresses()[0]
         self._positions = {
-            number: _Position(number, offset, (leaders or {}).get(number) or first)
+            number: self._position_of(number, offset, (leaders or {}).get(number) or first)
             for number, offset in positions.items()
         }
         self.last_failure: FluxlogError | None = None
         """Since the last answer of any partition."""
         self._last_answer = dict.fromkeys(self._positions, time.monotonic())
-        # Holds one item per partition at most: each has one call open.
-        self._done: queue.SimpleQueue[_Position] = queue.SimpleQueue()
+        # What has ended: one item per partition at most, since each has one call open, and one for the leaders.
+        self._done: queue.SimpleQueue[Callable[[], Fetched | None]] = queue.SimpleQueue()
+        self._lost = LostLeaders()
+        self._leader_watch = LeaderWatch(client, self._lost, self._done.put, wait_ms=WAIT_MS)
+
+    def _position_of(self, number: int, offset: int, address: str) -> _Position:
+        lost = LostLeader(self._topic, number, lambda leader: position.go_to(leader))
+        position = _Position(number, offset, address, lost)
+        return position
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +130,7 @@ class Reader:
 
     def close(self) -> None:
         """Cancel what is open."""
+        self._leader_watch.close()
         for position in self._positions.values():
             if position.call is not None:
                 position.call.cancel()
@@ -126,8 +142,10 @@ class Reader:
     def stop(self, partition: int) -> None:
         """Read no more of a partition."""
         position = self._positions.pop(partition, None)
-        if position is not None and position.call is not None:
-            position.call.cancel()
+        if position is not None:
+            self._lost.discard(position.lost)
+            if position.call is not None:
+                position.call.cancel()
 
     def poll(self, timeout: float) -> Fetched | None:
         """The next answer with anything in it, or that shows that the end is reached; None when none came in time.
@@ -142,18 +160,18 @@ class Reader:
         give_up_at = time.monotonic() + timeout
         while self._positions:
             self._start_calls()
+            self._leader_watch.look()
             now = time.monotonic()
             if now >= give_up_at:
                 return None
             retries = [position.retry_at for position in self._positions.values() if position.retry_at is not None]
             try:
-                position = self._done.get(timeout=max(0.001, min([give_up_at, *retries]) - now))
+                ended = self._done.get(timeout=max(0.001, min([give_up_at, *retries]) - now))
             except queue.Empty:
                 continue
-            if self._positions.get(position.partition) is position and position.call is not None:
-                fetched = self._take(position)
-                if fetched is not None:
-                    return fetched
+            fetched = ended()
+            if fetched is not None:
+                return fetched
         return None
 
     def _start_calls(self) -> None:
@@ -161,6 +179,7 @@ class Reader:
         for position in self._positions.values():
             if position.call is None and (position.retry_at is None or now >= position.retry_at):
                 position.retry_at = None
+                self._lost.discard(position.lost)
                 request = log_pb2.FetchRequest(
                     topic=self._topic,
                     partition=position.partition,
@@ -174,10 +193,14 @@ class Reader:
                     position.address
                 ).channel.unary_unary(_METHOD, log_pb2.FetchRequest.SerializeToString, bytes)
                 position.call = method.future(request, timeout=self._max_wait_ms / 1000 + _ATTEMPT_GRACE)
-                position.call.add_done_callback(partial(_notify, self._done, position))
+                position.call.add_done_callback(partial(self._post_done, position))
+
+    def _post_done(self, position: _Position, _call: object) -> None:
+        self._done.put(partial(self._take, position))
 
     def _take(self, position: _Position) -> Fetched | None:
-        assert position.call is not None
+        if self._positions.get(position.partition) is not position or position.call is None:  # stopped meanwhile
+            return None
         if not position.call.done():  # the news of a call since replaced
             return None
         call, position.call = position.call, None
@@ -196,6 +219,7 @@ class Reader:
         position.offset = max(status.next_offset, wanted)
         if status.leader.address:
             self._client.remember([status.leader.address])
+            position.lost.note(status.leader.leader_epoch)
         return Fetched(
             position.partition, wanted, position.offset, status.high_watermark, response.entries, status.served_by
         )
@@ -218,19 +242,17 @@ class Reader:
         if self._patience is not None and now - self._last_answer[position.partition] > self._patience:
             raise failure
         position.failures += 1
-        self.last_failure = failure
+        self.last_failure, position.lost.avoid = failure, "" if failure.from_server else position.address
         leader = failure.leader_address
         if leader and leader != position.address:
             position.address = leader
         else:
             position.address = self._client.next_address(position.address)
+            if position.failures >= len(self._client.addresses()):
+                self._lost.add(position.lost)
         position.retry_at = now + min(_BACKOFF_MIN * 2 ** min(position.failures, 8), _BACKOFF_MAX)
         if self._on_retry is not None:
             self._on_retry(position.partition, failure, position.address)
-
-
-def _notify(done: queue.SimpleQueue[_Position], position: _Position, _call: object) -> None:
-    done.put(position)
 
 
 def iter_until(reader: Reader, ends: Mapping[int, int], *, timeout: float) -> Iterator[Fetched]:

@@ -82,6 +82,7 @@ class Dispatch:
     async def close(self) -> None:
         """Give every batch an outcome and end the streams."""
         self.pipeline.stop()
+        self._leaders.close()
         if self._timer is not None:
             self._timer.cancel()
         await self._tasks.close(grace=_CLOSE_GRACE)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fluxlog.aio.connection import Connection
 from fluxlog.aio.consumed import CaughtUp, ConsumerEvent, Leaderless, TopicPartition
 from fluxlog.aio.following import Arrived, Following
+from fluxlog.aio.leader_watch import LeaderNews
 from fluxlog.aio.metadata import Metadata
 from fluxlog.aio.offsets import ask_offsets
 from fluxlog.aio.room import Room
@@ -88,6 +89,7 @@ class Feed:
         self._room, self._max_bytes, self._reset, self._emit = Room(buffer_bytes), max_bytes, reset, emit
         self._from_start = from_start
         self._tasks = TaskSet()
+        self._leaders = LeaderNews(connection, self._tasks)
         self._caretaker: asyncio.Task[None] | None = None
         self.tracks: dict[TopicPartition, Track] = {}
         self._ready: deque[Track] = deque()
@@ -108,6 +110,7 @@ class Feed:
             self._caretaker.cancel()
         for track in self.tracks.values():
             self._stop(track)
+        self._leaders.close()
         await self._tasks.close(grace=1.0)
 
     # ---- which partitions
@@ -178,7 +181,8 @@ class Feed:
         leader = info.leaders.get(where.partition) if info is not None else None
         track.following = following = Following(
             self._connection, where, track.topic_id, track.position, target=leader or self._connection.addresses()[0],
-            room=self._room, max_bytes=self._max_bytes, on_arrived=self._take_arrived, on_trouble=self._take_trouble,
+            leaders=self._leaders, room=self._room, max_bytes=self._max_bytes, on_arrived=self._take_arrived,
+            on_trouble=self._take_trouble,
             on_failed=self._take_failed,
         )  # fmt: skip
         following.started(self._tasks.start(following.run(), f"follow {where.topic}-{where.partition}"))

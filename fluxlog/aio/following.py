@@ -1,6 +1,8 @@
 """One partition's committed entries, streamed from a replica; another is asked when that one fails.
 
 What comes is handed on in order and without a gap: after a failure the stream begins again at the next offset wanted.
+When no node serves the partition, its new leader is told (fluxlog/lost_leaders.py); beside that the nodes are asked
+again, with pauses.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from grpc import aio
 
 from fluxlog.aio.connection import Connection
 from fluxlog.aio.consumed import TopicPartition
+from fluxlog.aio.leader_watch import LeaderNews
 from fluxlog.aio.room import Room
 from fluxlog.entry import CorruptResponseError, FetchedBatch, batches_of, parse_response
 from fluxlog.errors import FluxlogError, from_rpc_error
+from fluxlog.lost_leaders import LostLeader
 from fluxlog.v1 import log_pb2
 
 _FOLLOW = "/fluxlog.v1.Log/Follow"
@@ -45,6 +49,7 @@ class Following:
 
     Args:
         target: address to begin with.
+        leaders: tells a new leader.
         room: bounds what has arrived and was not taken, over all partitions.
         on_arrived: called with each response, in order.
         on_trouble: called when nobody serves the partition at the moment (an error), and when it is served again
@@ -60,6 +65,7 @@ class Following:
         offset: int,
         *,
         target: str,
+        leaders: LeaderNews,
         room: Room,
         max_bytes: int,
         on_arrived: Callable[[Following, Arrived], None],
@@ -72,7 +78,8 @@ class Following:
         self.heard_at = time.monotonic()
         self.suspect_offset = -1
         """There should have been something at this offset already (see Feed)."""
-        self._target, self._room, self._max_bytes = target, room, max_bytes
+        self._target, self._leaders, self._room, self._max_bytes = target, leaders, room, max_bytes
+        self._lost = LostLeader(where.topic, where.partition)
         self._on_arrived, self._on_trouble, self._on_failed = on_arrived, on_trouble, on_failed
         self._call: aio.UnaryStreamCall[log_pb2.FollowRequest, bytes] | None = None
         self._stopped = self._leaving = self._waits_for_room = False
@@ -155,6 +162,7 @@ class Following:
         status = response.status
         if status.leader.address:
             self._connection.remember([status.leader.address])
+            self._lost.note(status.leader.leader_epoch)
         batches = list(batches_of(response.entries, self.offset))
         if not self._room.try_take(len(data)):
             self._waits_for_room = True
@@ -187,13 +195,21 @@ class Following:
 
     async def _back_off(self, failure: FluxlogError) -> None:
         self._failures += 1
-        if self._failures > len(self._connection.addresses()):
+        self._lost.avoid = "" if failure.from_server else self._target
+        nodes = len(self._connection.addresses())
+        if self._failures > nodes:
             self._on_trouble(self, failure)
+        wait = min(_BACKOFF_MIN * 2 ** min(self._failures, 8), _BACKOFF_MAX)
+        wait = max(wait, failure.retry_after_ms / 1000)
         leader = failure.leader_address
         if leader and leader != self._target:
             self._connection.remember([leader])
             self._target = leader
         else:
             self._target = self._connection.next_address(self._target)
-        wait = min(_BACKOFF_MIN * 2 ** min(self._failures, 8), _BACKOFF_MAX)
-        await asyncio.sleep(max(wait, failure.retry_after_ms / 1000))
+            if self._failures >= nodes:
+                leader = await self._leaders.wait(self._lost, wait)
+                if leader:  # if it does not answer yet, the others are to be asked soon
+                    self._target, self._failures = leader, 1
+                return
+        await asyncio.sleep(wait)

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,24 @@ from fluxlog.delivery import BatchResult
 from fluxlog.errors import Outcome
 from fluxlog.reader import Reader, iter_until
 from fluxlog.sender import Sender
-from tests.integration.cluster import DEADLINE, Cluster, NodeProcess
+from fluxlog.sync import Consumer
+from tests.integration.cluster import DEADLINE, Cluster, NodeProcess, produce_request, wait_until
 
 pytestmark = pytest.mark.slow
 
 PARTITIONS = 6
 TOLD_WAIT_S = 0.2
-"""Of one AwaitLeaders that is told nothing."""
+"""Of one AwaitLeaders that is told nothing; those of readers are longer."""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Three nodes that log every request."""
+    made = Cluster(tmp_path)
+    for node in made.nodes:
+        node.extra = ["--log-level", "debug"]
+    with made:
+        yield made
 
 
 class Handled:
@@ -48,42 +59,84 @@ class Handled:
         return PARTITIONS + 3 + int((time.monotonic() - self._began) / TOLD_WAIT_S)
 
 
-def test_a_sender_and_a_reader_ask_no_more_than_they_have_to(tmp_path: Path) -> None:
+def test_a_sender_and_a_reader_ask_no_more_than_they_have_to(cluster: Cluster) -> None:
     """The leader of all partitions is killed. The sender waits with one call for all of them, and describes nothing;
     the reader goes on at another replica, and asks nobody for a leader.
     """
-    cluster = Cluster(tmp_path)
-    for node in cluster.nodes:
-        node.extra = ["--log-level", "debug"]
     results: list[BatchResult] = []
-    with cluster:
-        cluster.create_topic("orders", partitions=PARTITIONS)
-        leader = cluster.leader_of("orders", 0)
-        led = [number for number in range(PARTITIONS) if cluster.leader_of("orders", number) == leader]
-        others = cluster.others(leader)
-        dead, *alive = [cluster.node(leader).address, *(node.address for node in others)]
-        with Client([dead, *alive]) as client:
-            leaders = dict.fromkeys(led, dead)
-            sender = Sender(client, "orders", on_result=results.append, leaders=leaders)
-            with Reader(client, "orders", dict.fromkeys(led, 0), leaders=leaders) as reader:
-                for number in led:
-                    sender.send(number, [b"before"])
-                assert sender.flush(DEADLINE)
-                handled = Handled(others)
-                cluster.node(leader).kill()
-                for number in led:
-                    sender.send(number, [b"after"])
-                assert sender.flush(DEADLINE)
-                read: dict[int, list[bytes | None]] = {number: [] for number in led}
-                for fetched in iter_until(reader, dict.fromkeys(led, 2), timeout=DEADLINE):
-                    for batch in fetched.batches():
-                        read[fetched.partition] += batch.decode().values()
-                methods, awaited_max = handled.methods(), handled.awaited_max
-            sender.close()
-        assert {result.outcome for result in results} == {Outcome.COMMITTED}
-        assert read == {number: [b"before", b"after"] for number in led}
-        assert 1 <= methods["Admin/AwaitLeaders"] <= awaited_max
-        assert methods["Admin/DescribeTopics"] == 0
-        assert methods["Admin/DescribeCluster"] <= len(alive) * 2, "each stream begins with one"
-        names = [thread.name for thread in threading.enumerate()]
-        assert not [name for name in names if name.startswith(("sender", "produce"))]
+    cluster.create_topic("orders", partitions=PARTITIONS)
+    leader = cluster.leader_of("orders", 0)
+    led = [number for number in range(PARTITIONS) if cluster.leader_of("orders", number) == leader]
+    others = cluster.others(leader)
+    dead, *alive = [cluster.node(leader).address, *(node.address for node in others)]
+    leaders = dict.fromkeys(led, dead)
+    with Client([dead, *alive]) as client:
+        sender = Sender(client, "orders", on_result=results.append, leaders=leaders)
+        with Reader(client, "orders", dict.fromkeys(led, 0), leaders=leaders) as reader:
+            for number in led:
+                sender.send(number, [b"before"])
+            assert sender.flush(DEADLINE)
+            handled = Handled(others)
+            cluster.node(leader).kill()
+            for number in led:
+                sender.send(number, [b"after"])
+            assert sender.flush(DEADLINE)
+            read: dict[int, list[bytes | None]] = {number: [] for number in led}
+            for fetched in iter_until(reader, dict.fromkeys(led, 2), timeout=DEADLINE):
+                for batch in fetched.batches():
+                    read[fetched.partition] += batch.decode().values()
+            methods, awaited_max = handled.methods(), handled.awaited_max
+        sender.close()
+    assert {result.outcome for result in results} == {Outcome.COMMITTED}
+    assert read == {number: [b"before", b"after"] for number in led}
+    assert 1 <= methods["Admin/AwaitLeaders"] <= awaited_max
+    assert methods["Admin/DescribeTopics"] == 0
+    assert methods["Admin/DescribeCluster"] <= len(alive) * 2, "each stream begins with one"
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("sender", "produce"))]
+
+
+def test_readers_of_a_partition_without_any_replica_are_told_when_it_is_back(cluster: Cluster) -> None:
+    """Its only node is killed and started again: both kinds of reader go on with what is written then, and ask no
+    topic's description.
+    """
+    cluster.create_topic("orders", replication_factor=1)
+    leader = cluster.node(cluster.leader_of("orders"))
+    others = cluster.others(leader.node_id)
+    addresses = [leader.address, *(node.address for node in others)]
+
+    def write(value: bytes) -> None:
+        request = produce_request("orders", value)
+        wait_until(lambda: leader.log_stub.Produce(request, timeout=5), f"{value!r} is written")
+
+    write(b"before")
+    with (
+        Consumer(addresses, "orders", start=0) as consumer,
+        Client(addresses) as client,
+        Reader(client, "orders", {0: 0}) as reader,
+    ):
+        records = iter(consumer)
+        assert next(records).value == b"before"
+        read = values_of(reader, 1)
+        handled = Handled(others)
+        leader.kill()
+        wait_until(lambda: reader.poll(0.1) is None and handled.methods()["Admin/AwaitLeaders"], "both wait")
+        leader.start()
+        write(b"after")
+        assert next(records).value == b"after"
+        read += values_of(reader, 2)
+        methods, awaited_max = handled.methods(), handled.awaited_max
+    assert read == [b"before", b"after"]
+    assert 1 <= methods["Admin/AwaitLeaders"] <= 2 * awaited_max
+    assert methods["Admin/DescribeTopics"] == 0
+
+
+def values_of(reader: Reader, end: int) -> list[bytes | None]:
+    """Of partition 0 up to an offset (exclusive), which has just been written."""
+    values: list[bytes | None] = []
+    deadline = time.monotonic() + DEADLINE
+    while reader.position(0) < end and time.monotonic() < deadline:
+        fetched = reader.poll(DEADLINE)
+        for batch in fetched.batches() if fetched is not None else ():
+            values += batch.decode().values()
+    return values

@@ -6,6 +6,7 @@ details) and breaks calls on demand: `faults` holds what the next produce reques
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import defaultdict, deque
@@ -123,8 +124,14 @@ class FakeCluster:
         self.elected = threading.Event()
         """Not set: no node knows of a leader."""
         self.elected.set()
+        self.reads_need_leader = False
+        """Of the replicas, none but the leader's can be reached."""
+        self.fetched = 0
+        """Calls of Fetch."""
         self.awaited = 0
         """Calls of AwaitLeaders that were answered."""
+        self.asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+        """Partitions of each AwaitLeaders that was answered or waits."""
         self.ignorant: set[int] = set()
         """Nodes that have not heard of any topic yet."""
         self.answers_together = 1
@@ -171,6 +178,11 @@ class FakeCluster:
         if number >= len(self.topics[topic]):
             raise FakeError("UNKNOWN_PARTITION")
         return self.topics[topic][number]
+
+    def check_served(self, partition: FakePartition, node_id: int) -> None:
+        """Raises NO_LEADER where a node has nothing to serve a read from."""
+        if self.reads_need_leader and not (self.elected.is_set() and node_id == partition.leader):
+            raise FakeError("NO_LEADER", retriable=True)
 
     def hint(self, partition: FakePartition) -> log_pb2.LeaderHint:
         return log_pb2.LeaderHint(
@@ -281,8 +293,10 @@ class _Log:
 
     def fetch_bytes(self, request: log_pb2.FetchRequest, context: grpc.ServicerContext) -> bytes:
         cluster = self._cluster
+        cluster.fetched += 1
         try:
             partition = cluster.partition(request.topic, request.partition)
+            cluster.check_served(partition, self._node_id)
             end = len(partition.values)
             if request.offset > end:
                 raise FakeError("OFFSET_OUT_OF_RANGE", log_start_offset="0", high_watermark=str(end))
@@ -304,6 +318,10 @@ class _Log:
         """Committed entries as they come; looks for new ones often."""
         self._cluster.following.append((self._node_id, request.offset))
         partition = self._cluster.topics[request.topic][request.partition]
+        try:
+            self._cluster.check_served(partition, self._node_id)
+        except FakeError as error:
+            error.abort(context)
         offset = request.offset
         while context.is_active():
             bound = self._cluster.behind.get(self._node_id, len(partition.values))
@@ -384,6 +402,7 @@ class _Admin(admin_pb2_grpc.AdminServicer):
         if not cluster.tells_leaders:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "an older version")
         cluster.awaited += 1
+        cluster.asked.put(len(request.partitions))
         response = admin_pb2.AwaitLeadersResponse()
         if not cluster.elected.wait(request.max_wait_ms / 1000):
             return response

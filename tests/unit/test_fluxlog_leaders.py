@@ -8,12 +8,16 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from fluxlog import Producer
+from fluxlog import Consumer, Producer
+from fluxlog import reader as reading
+from fluxlog.aio import following
 from fluxlog.client import Client
 from fluxlog.delivery import Batch, BatchResult, PartitionQueue
 from fluxlog.errors import FluxlogError, LocalError, Outcome
 from fluxlog.leader_search import LeaderSearch
+from fluxlog.lost_leaders import LostLeader, LostLeaders
 from fluxlog.pipeline import Pipeline
+from fluxlog.reader import Reader
 from fluxlog.sender import Sender
 from fluxlog.v1 import admin_pb2
 from tests.unit.fluxlog_fake import FakeCluster
@@ -315,3 +319,106 @@ def test_a_call_that_is_cancelled_says_so(cluster: FakeCluster) -> None:
             cluster.addresses[2], lambda node: node.admin.AwaitLeaders, request, timeout=DEADLINE_S, on_end=end
         )
     cluster.elected.set()
+
+
+# ---- readers
+
+
+def test_a_reader_is_told_each_leader_once() -> None:
+    """And none that it knew: it would go there again and again."""
+    told: list[str] = []
+    waiting, lost = LostLeaders(), LostLeader("t", 3, told.append)
+    lost.note(4)
+    waiting.leader_told("t", 3, address="a:1", epoch=9)
+    assert told == [], "it does not wait"
+    waiting.add(lost)
+    assert waiting.leaderless(10) == [lost]
+    waiting.leader_told("t", 3, address="a:1", epoch=4)
+    waiting.leader_told("t", 2, address="a:1", epoch=9)
+    waiting.leader_told("t", 3, address="", epoch=9)
+    assert told == []
+    waiting.leader_told("t", 3, address="b:1", epoch=5)
+    assert (told, waiting.leaderless(10)) == (["b:1"], [])
+    waiting.add(lost)
+    waiting.leader_told("t", 3, address="b:1", epoch=5)
+    assert told == ["b:1"]
+
+
+def test_who_waits_no_longer_takes_nobody_elses_place() -> None:
+    """A partition that is read anew waits for itself."""
+    waiting, old, new = LostLeaders(), LostLeader("t", 3), LostLeader("t", 3)
+    waiting.add(old)
+    waiting.add(new)
+    waiting.discard(old)
+    assert waiting.leaderless(10) == [new]
+
+
+@pytest.fixture
+def unserved(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    """A node that serves nothing, since there is no leader; clients whose pauses never end."""
+    for module in (reading, following):
+        monkeypatch.setattr(module, "_BACKOFF_MIN", 10 * DEADLINE_S)
+        monkeypatch.setattr(module, "_BACKOFF_MAX", 10 * DEADLINE_S)
+    fake = FakeCluster(1)
+    fake.create("t", 3)
+    fake.reads_need_leader = True
+    fake.elected.clear()
+    yield fake
+    fake.elected.set()
+    fake.stop()
+
+
+def test_a_reader_that_nobody_serves_waits_for_the_news(unserved: FakeCluster) -> None:
+    """One call for all partitions; each is asked for once more, when there is a leader."""
+    with Client(list(unserved.addresses.values())) as client:
+        with Reader(client, "t", dict.fromkeys(range(3), 0)) as reader:
+            asked = 0
+            while asked < 3:
+                assert reader.poll(0.1) is None
+                while not unserved.asked.empty():
+                    asked = unserved.asked.get()
+            assert unserved.fetched == 3
+            unserved.elected.set()
+            answers = [reader.poll(DEADLINE_S) for _ in range(3)]
+            assert {answer.partition for answer in answers if answer is not None} == {0, 1, 2}
+        assert unserved.fetched <= 9, "each was refused once; and what is served is asked for again"
+
+
+async def nobody_serves(cluster: FakeCluster) -> None:
+    """Until one call waits for all three partitions."""
+    while await asyncio.to_thread(cluster.asked.get, timeout=DEADLINE_S) < 3:
+        pass
+
+
+def test_a_consumer_that_nobody_serves_waits_for_the_news(unserved: FakeCluster) -> None:
+    """One call for all partitions; each is followed anew once, when there is a leader."""
+
+    async def run() -> None:
+        addresses = list(unserved.addresses.values())
+        async with (
+            asyncio.timeout(DEADLINE_S),
+            Producer(addresses) as producer,
+            Consumer(addresses, "t", start=0) as consumer,
+        ):
+            for number in range(3):
+                await producer.send("t", b"%d" % number, partition=number)
+            await nobody_serves(unserved)
+            assert len(unserved.following) == 3
+            unserved.elected.set()
+            records = aiter(consumer)
+            assert {(await anext(records)).value for _ in range(3)} == {b"0", b"1", b"2"}
+        assert len(unserved.following) == 6
+
+    asyncio.run(run())
+
+
+def test_a_consumer_is_closed_while_it_waits_for_the_news(unserved: FakeCluster) -> None:
+    """Nothing is left running."""
+
+    async def run() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            async with Consumer(list(unserved.addresses.values()), "t", start=0):
+                await nobody_serves(unserved)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
