@@ -18,13 +18,20 @@ log = get_logger()
 
 
 def raise_file_limit() -> None:
-    """Take as many file descriptors as the system lets this process have; say so when that is few."""
+    """Take as many file descriptors as the system lets this process have; say so when that is few.
+
+    More partitions than that still work (`storage/descriptors.py`); those that are used in turn are opened in turn.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard not in (resource.RLIM_INFINITY,) and hard < FILES_WANTED:
         log.warning(
-            "file_limit_found_low", limit=hard, wanted=FILES_WANTED, remedy="raise `ulimit -n` for this process"
+            "file_limit_found_low",
+            limit=hard,
+            wanted=FILES_WANTED,
+            replicas_open_max=hard // 4,
+            remedy="raise `ulimit -n` for this process",
         )
 
 

@@ -27,6 +27,7 @@ from fluxd.storage.filesystem import FileSystem
 _IN_USE_RETRY = 0.05
 """Until the log's last sync, or another step that uses its files, has returned."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(slots=True)
@@ -149,4 +150,5 @@ class Healing:
 
 
 def _told(error: OSError) -> str:
-    return f"its disk failed: {error}"
+    what = "its files cannot be opened" if error.errno in _NO_DESCRIPTOR else "its disk failed"
+    return f"{what}: {error}"

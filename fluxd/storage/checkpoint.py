@@ -84,9 +84,13 @@ class StateFile:
         self._load()
 
     @classmethod
-    def create(cls, fs: FileSystem, path: str, state: State) -> StateFile:
-        """A new file, synced; its name is not."""
-        file = fs.open(path, create=True)
+    def create(cls, fs: FileSystem, path: str, state: State, *, rests: bool = True) -> StateFile:
+        """A new file, synced; its name is not.
+
+        Args:
+            rests: the name stays.
+        """
+        file = fs.open(path, create=True, rests=rests)
         try:
             file.truncate(0)
             file.append(bytes(FILE_BYTES))
@@ -105,7 +109,7 @@ class StateFile:
         nothing of them. So the slot that holds is written once more.
         """
         try:
-            file = fs.open(path)
+            file = fs.open(path, rests=True)
         except FileNotFoundError:
             return None
         opened = cls(file)
@@ -116,15 +120,23 @@ class StateFile:
         return opened
 
     def reopen(self, fs: FileSystem, path: str) -> StateFile:
-        """The same file on another handle, after an error: what is durable in it is remembered, not read."""
-        again = StateFile(fs.open(path))
+        """The same file on another handle, after an error: what is durable in it is remembered, not read. One that is
+        gone is made anew, of the same."""
+        try:
+            again = StateFile(fs.open(path, rests=True))
+        except FileNotFoundError:
+            assert self.state is not None
+            return StateFile.create(fs, path, self.state)  # its name is synced before the log is open
         again.state, again._sequence, again._slot = self.state, self._sequence, self._slot
         return again
 
     def write(self, state: State) -> None:
-        """Write without a sync; a power cut may leave what was there before."""
+        """Write without a sync; a power cut may leave what was there before.
+
+        So may an error of the disk that nobody hears of: whatever is to be durable is written again before its sync.
+        """
         with self._lock:
-            self._write(state)
+            self._write(state, may_be_lost=True)
 
     def write_synced(self, state: State) -> None:
         """Write durably. Blocks."""
@@ -172,7 +184,7 @@ class StateFile:
             assert self.state is not None
             temporary = path + TEMPORARY_SUFFIX
             fs.remove(temporary)
-            fresh = StateFile.create(fs, temporary, self.state)
+            fresh = StateFile.create(fs, temporary, self.state, rests=False)
             try:
                 fs.rename(temporary, path)
             except OSError:
@@ -197,14 +209,15 @@ class StateFile:
             return f"position {SLOT_POSITIONS[self._slot]}: not the slot that was written last"
         return ""
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: State, *, may_be_lost: bool = False) -> None:
         mark, checkpoint = state.mark, state.checkpoint
         self._sequence += 1
         body = _SLOT.pack(
             _MAGIC, checkpoint.generation, self._sequence, mark.segment, mark.position, mark.index,
             checkpoint.commit_index, checkpoint.commit_term, 0,
         )  # fmt: skip
-        self._file.write_at(SLOT_POSITIONS[self._slot], body + _CHECKSUM.pack(crc32c(body)))
+        slot = body + _CHECKSUM.pack(crc32c(body))
+        self._file.write_at(SLOT_POSITIONS[self._slot], slot, may_be_lost=may_be_lost)
         self.state = state
 
     def _sync(self) -> None:

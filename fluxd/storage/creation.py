@@ -36,7 +36,7 @@ def create_files(fs: FileSystem, directory: str, generation: int, frame: bytes) 
     """A log of one entry, in a directory that is there; durable when this returns. Blocks."""
     stamp = read_stamp(frame)
     path = f"{directory}/{segment_name(stamp.raft_index)}"
-    segment = Segment(path, stamp, 0, index=SegmentIndex(), file=fs.open(path, create=True))
+    segment = Segment(path, stamp, 0, index=SegmentIndex(), file=fs.open(path, create=True, rests=True))
     segment.append(frame, stamp)
     assert segment.file is not None
     segment.file.sync()

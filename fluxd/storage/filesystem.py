@@ -25,8 +25,13 @@ class File(Protocol):
         A short write (disk full) is undone by truncating back to the old size before OSError is raised.
         """
 
-    def write_at(self, position: int, data: bytes) -> None:
-        """Overwrite at a position (at most the current size)."""
+    def write_at(self, position: int, data: bytes, *, may_be_lost: bool = False) -> None:
+        """Overwrite at a position (at most the current size).
+
+        Args:
+            may_be_lost: a later sync that succeeds need not mean that these bytes are durable; they are written again
+                before one is to say so. A file that rests may do so before a sync.
+        """
 
     def read(self, position: int, size: int) -> bytes:
         """Up to `size` bytes from a position; fewer only at the end of the file."""
@@ -65,9 +70,15 @@ class File(Protocol):
 class FileSystem(Protocol):
     """One data directory."""
 
-    def open(self, path: str, *, create: bool = False) -> File:
-        """Open for reading and writing. Without `create` a missing file is FileNotFoundError; with it an existing
-        file is opened as it is."""
+    def open(self, path: str, *, create: bool = False, rests: bool = False) -> File:
+        """Open for reading and writing.
+
+        Args:
+            create: an existing file is opened as it is; without, a missing file is FileNotFoundError.
+            rests: it will be open for long and hardly used. The system's resources for it may be given back while
+                nobody uses it and all that was written is synced; then a use takes them again, by its path. So it must
+                keep its name while it is open, and any use may raise OSError as `open` may; nothing was done then.
+        """
 
     def exists(self, path: str) -> bool:
         """A file or directory of that name is there."""

@@ -251,7 +251,7 @@ class PartitionLog:
 
     def _roll(self, frame: bytes, stamp: Stamp) -> Segment:
         path = f"{self._directory}/{segment_name(stamp.raft_index)}"
-        file = self._fs.open(path, create=True)
+        file = self._fs.open(path, create=True, rests=True)
         segment = Segment(path, stamp, 0, index=SegmentIndex(), file=file)
         try:
             segment.append(frame, stamp)
@@ -287,7 +287,7 @@ class PartitionLog:
         self._sync.fall(Mark(kept.first_index, end, last.raft_index))
         self._remove_behind(kept)
         if kept.file is None:
-            kept.file = self._fs.open(kept.path)
+            kept.file = self._fs.open(kept.path, rests=True)
         kept.file.truncate(end)
         kept.file.sync()
         assert kept.index is not None

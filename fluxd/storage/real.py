@@ -3,6 +3,11 @@
 Writes go to a remembered end of file (no fstat, no seek per append). `sync` may run in another thread than `close`: a
 descriptor is given back to the system only when no call uses it, since its number would otherwise be reused for
 another file under that call.
+
+A file that may rest (`descriptors.py`) keeps its descriptor from the first write until a sync that began after the
+last one has succeeded: the system tells of a write that did not reach the disk only through a descriptor that was open
+meanwhile, and only once. So after a sync that failed it does not rest any more. It is opened again by its path, and
+must be the file that it was: same inode, same size.
 """
 
 from __future__ import annotations
@@ -15,61 +20,76 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fluxd.storage.descriptors import Descriptors
+
 _OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC
-_FILE_MODE = 0o640
 _DIRECTORY_MODE = 0o750
 _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _FORGET_BYTES = 1024 * 1024
 _FORGET_ALIGNMENT = 64 * 1024
+_RESTS = -1
 
 
 class RealFile:
-    """An open file: one descriptor. Implements `filesystem.File`."""
+    """An open file: one descriptor, or none while it rests. Implements `filesystem.File` and `descriptors.Resting`."""
 
-    def __init__(self, path: str, flags: int) -> None:
+    def __init__(self, path: str, flags: int, descriptors: Descriptors, *, rests: bool) -> None:
         self._path = path
-        self._fd = os.open(path, flags, _FILE_MODE)
-        self._size = os.fstat(self._fd).st_size
+        self._descriptors = descriptors
+        self._may_rest = rests
+        self._fd = descriptors.open(path, flags)
+        found = os.fstat(self._fd)
+        self._size, self._identity = found.st_size, (found.st_dev, found.st_ino)
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
         self._forgotten = 0
+        self._writes = self._writes_synced = 0
+        self._sync_failed = False
+        self.used = False
+        if rests:
+            descriptors.took(self)
 
     def append(self, *buffers: bytes | memoryview) -> int:
         """Write all buffers at the end, in order; returns the size before them."""
-        self._check_open()
-        before = self._size
-        try:
-            total = sum(map(len, buffers))
-            written = os.pwrite(self._fd, buffers[0], before) if len(buffers) == 1 else 0
-            if written != total:
-                self._write_all(b"".join(buffers), written)
-        except OSError:
-            os.ftruncate(self._fd, before)
-            raise
-        self._size = before + total
+        with self._lock:
+            fd = self._descriptor()
+            self._writes += 1
+            before = self._size
+            try:
+                total = sum(map(len, buffers))
+                written = os.pwrite(fd, buffers[0], before) if len(buffers) == 1 else 0
+                if written != total:
+                    self._write_all(fd, b"".join(buffers), written)
+            except OSError:
+                os.ftruncate(fd, before)
+                raise
+            self._size = before + total
         return before
 
-    def write_at(self, position: int, data: bytes) -> None:
+    def write_at(self, position: int, data: bytes, *, may_be_lost: bool = False) -> None:
         """Overwrite at a position, at most the current size."""
-        self._check_open()
-        if position > self._size:
-            raise ValueError(f"position {position} is beyond the size {self._size} of {self._path}")
-        view, at = memoryview(data), position
-        while view:
-            written = os.pwrite(self._fd, view, at)
-            view, at = view[written:], at + written
-        self._size = max(self._size, at)
+        with self._lock:
+            fd = self._descriptor()
+            if position > self._size:
+                raise ValueError(f"position {position} is beyond the size {self._size} of {self._path}")
+            if not may_be_lost:
+                self._writes += 1
+            view, at = memoryview(data), position
+            while view:
+                written = os.pwrite(fd, view, at)
+                view, at = view[written:], at + written
+            self._size = max(self._size, at)
 
     def read(self, position: int, size: int) -> bytes:
         """Up to `size` bytes from a position; fewer only at the end of the file."""
-        with self._using():
-            data = os.pread(self._fd, size, position)
+        with self._using() as fd:
+            data = os.pread(fd, size, position)
             if not data or len(data) == size:
                 return data
             parts = [data]
             missing = size - len(data)
-            while missing and (data := os.pread(self._fd, missing, position + size - missing)):
+            while missing and (data := os.pread(fd, missing, position + size - missing)):
                 parts.append(data)
                 missing -= len(data)
         return b"".join(parts)
@@ -80,12 +100,12 @@ class RealFile:
         Not every file system can tell what is in memory (and no other system than Linux): there nothing ever is.
         """
         done = 0
-        with self._using():
+        with self._using() as fd:
             while done < len(buffer):
                 if wait:
-                    count = os.preadv(self._fd, [buffer[done:]], position + done)
+                    count = os.preadv(fd, [buffer[done:]], position + done)
                 else:
-                    count = _read_cached(self._fd, buffer[done:], position + done)
+                    count = _read_cached(fd, buffer[done:], position + done)
                 if not count:
                     break
                 done += count
@@ -93,12 +113,14 @@ class RealFile:
 
     def truncate(self, size: int) -> None:
         """Cut to `size` bytes, at most the current size."""
-        self._check_open()
-        if size > self._size:
-            raise ValueError(f"size {size} is beyond the size {self._size} of {self._path}")
-        os.ftruncate(self._fd, size)
-        self._size = size
-        self._forgotten = min(self._forgotten, size - size % _FORGET_ALIGNMENT)
+        with self._lock:
+            fd = self._descriptor()
+            if size > self._size:
+                raise ValueError(f"size {size} is beyond the size {self._size} of {self._path}")
+            self._writes += 1
+            os.ftruncate(fd, size)
+            self._size = size
+            self._forgotten = min(self._forgotten, size - size % _FORGET_ALIGNMENT)
 
     def size(self) -> int:
         """Current size, bytes."""
@@ -106,8 +128,17 @@ class RealFile:
 
     def sync(self) -> None:
         """fdatasync."""
-        with self._using():
-            os.fdatasync(self._fd)
+        with self._lock:
+            fd, covered = self._descriptor(), self._writes
+            self._users += 1
+        try:
+            os.fdatasync(fd)
+            self._writes_synced = covered
+        except OSError:
+            self._sync_failed = True
+            raise
+        finally:
+            self._end_use()
 
     def forget(self, end: int) -> None:
         """Have the page cache drop what was synced, a stretch at a time. The last pages stay: they are written again.
@@ -119,13 +150,28 @@ class RealFile:
         if stop - start < _FORGET_BYTES:
             return
         self._forgotten = stop
-        with suppress(OSError), self._using():  # only a hint
-            os.posix_fadvise(self._fd, start, stop - start, os.POSIX_FADV_DONTNEED)
+        if self._fd == _RESTS:
+            return  # not worth a descriptor
+        with suppress(OSError), self._using() as fd:  # only a hint
+            os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def forget_all(self) -> None:
         """Have the page cache drop the file; what was not written back stays."""
-        with suppress(OSError), self._using():  # only a hint
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError), self._using() as fd:  # only a hint
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def rest(self) -> bool:
+        """See `Resting`. False also while another call is on."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._users or self._writes != self._writes_synced or self._sync_failed or self._closed:
+                return False
+            with suppress(OSError):  # what counts is synced, or was never to count
+                self._give_back()
+        finally:
+            self._lock.release()
+        return True
 
     def close(self) -> None:
         """Give the descriptor back, at once or when the last call that uses it returns."""
@@ -134,32 +180,59 @@ class RealFile:
                 return
             self._closed = True
             if self._users == 0:
-                os.close(self._fd)
+                self._give_back()
 
-    def _write_all(self, data: bytes, done: int) -> None:
+    def _write_all(self, fd: int, data: bytes, done: int) -> None:
         view = memoryview(data)
         while done < len(data):
-            written = os.pwrite(self._fd, view[done:], self._size + done)
+            written = os.pwrite(fd, view[done:], self._size + done)
             if written == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
             done += written
 
-    def _check_open(self) -> None:
+    # ---- the descriptor; with the lock held
+
+    def _descriptor(self) -> int:
         if self._closed:
             raise OSError(errno.EBADF, "file is closed", self._path)
+        if self._fd == _RESTS:
+            self._open_again()
+        else:
+            self.used = True
+        return self._fd
+
+    def _open_again(self) -> None:
+        fd = self._descriptors.open(self._path, _OPEN_FLAGS)
+        found = os.fstat(fd)
+        if (found.st_dev, found.st_ino) != self._identity or found.st_size != self._size:
+            os.close(fd)
+            raise OSError(errno.ESTALE, "another file has taken its place while it was at rest", self._path)
+        self._fd = fd
+        self._descriptors.took(self)
+
+    def _give_back(self) -> None:
+        fd, self._fd = self._fd, _RESTS
+        if fd == _RESTS:
+            return
+        if self._may_rest:
+            self._descriptors.gave_back(self)
+        os.close(fd)
 
     @contextmanager
-    def _using(self) -> Iterator[None]:
+    def _using(self) -> Iterator[int]:
         with self._lock:
-            self._check_open()
+            fd = self._descriptor()
             self._users += 1
         try:
-            yield
+            yield fd
         finally:
-            with self._lock:
-                self._users -= 1
-                if self._closed and self._users == 0:
-                    os.close(self._fd)
+            self._end_use()
+
+    def _end_use(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._closed and self._users == 0:
+                self._give_back()
 
 
 def _read_cached(fd: int, buffer: memoryview, position: int) -> int:
@@ -176,15 +249,21 @@ def _read_cached(fd: int, buffer: memoryview, position: int) -> int:
 
 
 class RealFileSystem:
-    """A directory of the machine; it is made when missing. Implements `filesystem.FileSystem`."""
+    """A directory of the machine; it is made when missing. Implements `filesystem.FileSystem`.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        descriptors: of files that may rest; None: its own, as many as this process may have.
+    """
+
+    def __init__(self, root: Path, descriptors: Descriptors | None = None) -> None:
         root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         self._root = str(root.absolute())
+        self._descriptors = Descriptors() if descriptors is None else descriptors
 
-    def open(self, path: str, *, create: bool = False) -> RealFile:
+    def open(self, path: str, *, create: bool = False, rests: bool = False) -> RealFile:
         """Open for reading and writing."""
-        return RealFile(self._at(path), _OPEN_FLAGS | (os.O_CREAT if create else 0))
+        flags = _OPEN_FLAGS | (os.O_CREAT if create else 0)
+        return RealFile(self._at(path), flags, self._descriptors, rests=rests)
 
     def exists(self, path: str) -> bool:
         """A file or directory of that name is there."""
@@ -225,7 +304,7 @@ class RealFileSystem:
 
     def sync_directory(self, path: str) -> None:
         """fsync of a directory."""
-        fd = os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self._descriptors.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
         finally:

@@ -161,7 +161,7 @@ class _Recovery:
         path = f"{self._directory}/{segment_name(first_index)}"
         if self._segments:
             self._segments[-1].close()
-        file = self._fs.open(path)
+        file = self._fs.open(path, rests=True)
         self._files.append(file)
         try:
             first = stamp_at_position(file, 0)
@@ -237,7 +237,7 @@ class _Recovery:
         if first_index != self._previous.raft_index + 1:
             return False
         path = f"{self._directory}/{segment_name(first_index)}"
-        file = self._fs.open(path)
+        file = self._fs.open(path, rests=True)
         self._files.append(file)
         try:
             first = stamp_at_position(file, 0)

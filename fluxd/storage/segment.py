@@ -1,8 +1,8 @@
 """One segment file: `{first_index:020d}.seg`, frames one after another and nothing else.
 
-The active (last) segment and closed ones that are not yet synced keep their file open. A closed segment is opened for
-each read and closed again: a node may have many thousands of them, and no descriptor is then shared between a read in
-a thread and the loop.
+The active (last) segment and closed ones that are not yet synced keep their file open, as one that may rest. A closed
+segment is opened for each read and closed again: a node may have many thousands of them, and no descriptor is then
+shared between a read in a thread and the loop.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ class PowerCutFile:
             self._journal.add("append", self._number, self._file.size())
             return self._file.append(*buffers)
 
-    def write_at(self, position: int, data: bytes) -> None:
+    def write_at(self, position: int, data: bytes, *, may_be_lost: bool = False) -> None:
         """Overwrite at a position."""
         with self._journal.lock:
             old = self._file.read(position, len(data)).hex()
             self._journal.add("write", self._number, position, len(data), old)
-            self._file.write_at(position, data)
+            self._file.write_at(position, data, may_be_lost=may_be_lost)
 
     def read(self, position: int, size: int) -> bytes:
         """Up to `size` bytes from a position."""
@@ -82,12 +82,12 @@ class PowerCutFileSystem:
         self._root = root
         self._journal = Journal(root)
 
-    def open(self, path: str, *, create: bool = False) -> PowerCutFile:
+    def open(self, path: str, *, create: bool = False, rests: bool = False) -> PowerCutFile:
         """Open for reading and writing."""
         with self._journal.lock:
             if create and not self.exists(path) and self._root.joinpath(path).parent.is_dir():
                 self._journal.add("create", self._parent_of(path), path.rpartition("/")[2])
-            file = self._real.open(path, create=create)
+            file = self._real.open(path, create=create, rests=rests)
             return PowerCutFile(file, self._root.joinpath(path).stat().st_ino, self._journal)
 
     def exists(self, path: str) -> bool:

@@ -63,6 +63,8 @@ class NodeProcess:
         self.log_path = root / f"node-{node_id}.log"
         self.environment = {"FLUXD_CLUSTER_SECRET": secret}
         self.extra: list[str] = []
+        self.files_max: int | None = None
+        """Hard limit of open files, from the next start on; None: this process's."""
         self.process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._channel: grpc.Channel | None = None
@@ -72,10 +74,12 @@ class NodeProcess:
         assert self.process is None or self.process.poll() is not None
         self._log = self.log_path.open("ab")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FLUXD_")} | self.environment
+        limit = ["sh", "-c", f'ulimit -n {self.files_max} && exec "$@"', "sh"] if self.files_max else []
         self.process = subprocess.Popen(
             [
-                sys.executable, "-m", "fluxd", "serve", "--node-id", str(self.node_id), "--listen", self.address,
-                "--seeds", self.seeds, "--data-dir", str(self.data_dir), "--log-format", "json", *self.extra,
+                *limit, sys.executable, "-m", "fluxd", "serve", "--node-id", str(self.node_id),
+                "--listen", self.address, "--seeds", self.seeds, "--data-dir", str(self.data_dir),
+                "--log-format", "json", *self.extra,
             ],
             env=environment, stdout=self._log, stderr=self._log,
         )  # fmt: skip

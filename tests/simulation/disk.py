@@ -10,6 +10,9 @@ A disk can be sick: syncs, writes and reads fail at random. After a sync of a fi
 durable or not, each for itself, and none of them becomes durable by a later sync, although they can be read as long as
 the cache keeps them (which it may not): what Linux does. Room can run out: then what grows a file fails.
 
+A file that rests does so whenever it may: each use after a sync, or after a write that may be lost, finds it again by
+its path, or fails ("reopen", only on demand).
+
 Not modelled: a disk that reorders writes within one file unless a sync fails, or lies about a sync; a directory whose
 sync failed and that forgets its changes (file systems keep a journal of those).
 """
@@ -45,6 +48,8 @@ class Sickness:
         """Of one kind of operation."""
         if operation in ("read", "list", "exists"):
             return self.reads
+        if operation == "reopen":
+            return 0.0
         return self.syncs if operation in ("sync", "sync_directory") else self.writes
 
 
@@ -57,23 +62,27 @@ _Strings = list[str]  # in SimDisk `list` is a method
 class SimFile:
     """An open file; invalid after a kill or a power cut. Implements `filesystem.File`."""
 
-    def __init__(self, disk: SimDisk, path: str, node: Content) -> None:
+    def __init__(self, disk: SimDisk, path: str, node: Content, *, rests: bool) -> None:
         self._disk = disk
         self._path = path
         self._node = node
         self._life = disk.life
         self._closed = False
+        self._rests = self._may_rest = rests
+        """Nothing that was written waits for a sync; once one has failed it does for ever."""
 
     def append(self, *buffers: bytes | memoryview) -> int:
         """Write all buffers at the end; nothing is written when it fails."""
         self._begin("append", sum(map(len, buffers)))
+        self._rests = False
         before = len(self._node.data)
         self._node.change(Write(before, b"".join(buffers)))
         return before
 
-    def write_at(self, position: int, data: bytes) -> None:
+    def write_at(self, position: int, data: bytes, *, may_be_lost: bool = False) -> None:
         """Overwrite at a position, at most the current size."""
         self._begin("write_at")
+        self._rests = self._rests and may_be_lost
         if position > len(self._node.data):
             raise ValueError(f"position {position} is beyond the size {len(self._node.data)} of {self._path}")
         self._node.change(Write(position, bytes(data)))
@@ -97,6 +106,7 @@ class SimFile:
     def truncate(self, size: int) -> None:
         """Cut to `size` bytes, at most the current size."""
         self._begin("truncate")
+        self._rests = False
         if size > len(self._node.data):
             raise ValueError(f"size {size} is beyond the size {len(self._node.data)} of {self._path}")
         self._node.change(Truncate(size))
@@ -108,11 +118,14 @@ class SimFile:
     def sync(self) -> None:
         """What was written becomes durable, or never will."""
         self._check_open()
+        self._find_again()
         try:
             self._disk.begin("sync", self._path)
         except OSError:
+            self._rests = self._may_rest = False
             self._node.sync_failed(self._disk.rng)
             raise
+        self._rests = self._may_rest
         self._node.sync()
 
     def forget(self, end: int) -> None:
@@ -129,7 +142,16 @@ class SimFile:
 
     def _begin(self, operation: str, grows: int = 0) -> None:
         self._check_open()
+        self._find_again()
         self._disk.begin(operation, self._path, grows)
+
+    def _find_again(self) -> None:
+        if self._rests:
+            self._disk.begin("reopen", self._path)
+            found = self._disk.node_at(self._path)
+            if found is not self._node:
+                number = errno.ENOENT if found is None else errno.ESTALE
+                raise OSError(number, os.strerror(number), self._path)
 
     def _check_open(self) -> None:
         if self._closed or self._life != self._disk.life:
@@ -169,7 +191,7 @@ class SimDisk:
 
     # ---- FileSystem
 
-    def open(self, path: str, *, create: bool = False) -> SimFile:
+    def open(self, path: str, *, create: bool = False, rests: bool = False) -> SimFile:
         """Open for reading and writing."""
         parent, name = self._parent(path)
         node = parent.names.get(name)
@@ -181,7 +203,7 @@ class SimDisk:
             self._change((parent, name, node))
         if isinstance(node, Directory):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        return SimFile(self, path, node)
+        return SimFile(self, path, node, rests=rests)
 
     def exists(self, path: str) -> bool:
         """A file or directory of that name is there."""
@@ -379,10 +401,14 @@ class SimDisk:
 
     # ---- inside
 
+    def node_at(self, path: str) -> Content | Directory | None:
+        """What a path names."""
+        return self._lookup(path)
+
     def begin(self, operation: str, path: str, grows: int = 0) -> None:
         """Count an operation and let it fail when that was asked for."""
         self.operations[operation] = self.operations.get(operation, 0) + 1
-        if self._cut_after is not None and operation not in ("read", "list", "exists"):
+        if self._cut_after is not None and operation not in ("read", "list", "exists", "reopen"):
             if self._cut_after == 0:
                 raise PowerCut
             self._cut_after -= 1

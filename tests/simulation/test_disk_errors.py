@@ -10,6 +10,7 @@ from fluxd.core import limits
 from fluxd.core.errors import FluxError
 from fluxd.core.types import NodeId
 from fluxd.raft.spec import Role
+from fluxd.storage.checkpoint import STATE_NAME
 from fluxd.storage.segment import segment_name
 from fluxd.storage.votes import VoteFile
 from tests.simulation.disk import WELL, Keep, Sickness, SimDisk
@@ -94,6 +95,43 @@ def test_what_a_failed_sync_left_in_the_cache_is_written_again_by_the_next_proce
     disk.power_cut(Keep.NOTHING)
     lab.start(2)
     assert lab[2].log.last_index == lab[1].log.synced_index
+
+
+@pytest.mark.parametrize("file", [".seg", STATE_NAME])
+@pytest.mark.parametrize("node", [1, 2])
+def test_no_descriptor_for_a_replica_that_was_at_rest(node: int, file: str) -> None:
+    """It says so, nothing of it is lost or copied, and it goes on when there is one again."""
+    lab = _lab()
+    _disk(lab, node).fail_next("reopen", OSError(errno.EMFILE, "Too many open files"), path=file)
+    lab.propose(1, b"while there is none")
+    lab.until(lambda: lab[node].role is Role.FAILED)
+    assert lab[node].why.startswith("its files cannot be opened: [Errno 24] Too many open files")
+    lab.until(lambda: lab[node].openings == 2 and _settled(lab))
+    assert lab[node].role in (Role.LEADER, Role.FOLLOWER)
+    leader = lab.leader()
+    assert leader is not None
+    lab.commit(leader, b"after")
+    lab.until(lambda: _settled(lab))
+    assert lab.values(node)[0] == b"before" and lab.values(node)[-1] == b"after"
+    assert not _disk(lab, node).names("quarantine")
+
+
+def test_a_state_file_that_went_while_the_replica_was_at_rest() -> None:
+    """It is made anew of what the process knows to be durable: power lost afterwards takes nothing."""
+    lab = _lab()
+    disk, state = _disk(lab, 2), f"{DIRECTORY}/{STATE_NAME}"
+    disk.remove(state)
+    disk.errors += 1
+    lab.commit(1, b"after")
+    lab.until(lambda: lab[2].openings == 2 and _settled(lab))
+    assert disk.durable_bytes(state)
+    lab.kill(2)
+    disk.power_cut(Keep.NOTHING)
+    lab.start(2)
+    assert lab[2].role is not Role.FAILED
+    lab.until(lambda: _settled(lab))
+    assert lab.values(2) == [b"before", b"after"]
+    assert not disk.names("quarantine")
 
 
 @pytest.mark.parametrize("operation", ["append", "write_at", "sync"])

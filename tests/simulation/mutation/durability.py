@@ -23,6 +23,8 @@ _HAZARDS = "tests/simulation/test_hazards.py::"
 _DISKS = "tests/simulation/test_guard_disks.py::"
 _ERRORS = "tests/simulation/test_disk_errors.py::"
 _STORAGE = "tests/unit/test_storage_log.py::"
+_REAL = "fluxd/storage/real.py"
+_RESTING = "tests/unit/test_storage_descriptors.py::"
 
 MUTANTS = (
     # ------------------------------------------------------------------ acknowledgements
@@ -234,6 +236,31 @@ MUTANTS = (
         "C5 a replica that finds its log damaged takes no part until it was copied",
         (Edit(_HOST, 'self._set_aside(group, f"its log is damaged: {error}")', "pass"),),
         guard=_ERRORS + "test_a_closed_segment_that_was_damaged_under_a_running_replica",
+    ),
+    # ------------------------------------------------------------------ files that rest
+    Mutant(
+        "c5-rest-unsynced",
+        "C5 a file with something written and not synced keeps its descriptor: else an error of it is never told",
+        (Edit(_REAL, "self._users or self._writes != self._writes_synced or", "self._users or"),),
+        guard=_RESTING + "test_it_does_not_rest_between_a_write_and_its_sync",
+    ),
+    Mutant(
+        "c5-rest-covered",
+        "C5 a sync covers what was written before it began, and no more",
+        (Edit(_REAL, "self._writes_synced = covered", "self._writes_synced = self._writes"),),
+        guard=_RESTING + "test_a_sync_does_not_cover_what_is_written_meanwhile",
+    ),
+    Mutant(
+        "c5-rest-failed",
+        "C5 a file whose sync has failed keeps its descriptor until it is closed for good",
+        (Edit(_REAL, " or self._sync_failed or", " or"),),
+        guard=_RESTING + "test_it_never_rests_again_after_a_sync_that_failed",
+    ),
+    Mutant(
+        "c5-rest-same-file",
+        "C5 a file that rested is the same one when it is opened again",
+        (Edit(_REAL, "!= self._identity or found.st_size != self._size", "!= self._identity and False"),),
+        guard=_RESTING + "test_it_must_be_the_same_file_when_it_is_opened_again",
     ),
     # ------------------------------------------------------------------ lost disks
     Mutant(
