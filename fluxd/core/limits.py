@@ -115,6 +115,8 @@ NO_QUORUM_ANSWER: Final = 0.2
 """Without a quorum the refusal is given within this time."""
 COPY_CHUNK_BYTES: Final = 1 * MIB
 """Of a log, asked for at once by a replica that copies it; one entry may be larger."""
+COPY_CHUNK_BYTES_MAX: Final = 4 * MIB
+"""The same where that is not enough to gain on those who write."""
 COPY_BYTES_PER_SECOND: Final = 64 * MIB
 """Of all replicas that a node copies, together; doubled each time that they did not get nearer to their leaders for
 COPY_PATIENCE seconds."""
@@ -210,6 +212,8 @@ assert ENTRY_FRAME_BYTES_MAX < 1 << 28, "a frame's length is a 4-byte varint"
 assert SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX
 assert 3 * HEARTBEAT_INTERVAL < ELECTION_TIMEOUT_MIN < ELECTION_TIMEOUT_MAX
 assert BATCH_BYTES_MAX < REPLICATION_WINDOW_BYTES <= PEER_BULK_BYTES_MAX
+assert COPY_CHUNK_BYTES <= COPY_CHUNK_BYTES_MAX, "with one entry more it must fit a message between nodes"
+assert COPY_CHUNK_BYTES_MAX + ENTRY_FRAME_BYTES_MAX + 4 * KIB < 2 * GRPC_MESSAGE_BYTES_MAX
 assert BATCH_BYTES_MAX <= PARTITION_QUEUE_BYTES_MAX <= NODE_QUEUE_BYTES_MAX
 assert GROUP_NAME_CHARS_MAX == TOPIC_NAME_CHARS_MAX, "one pattern checks both"
 assert SESSION_TIMEOUT_MS_MIN <= SESSION_TIMEOUT_MS_DEFAULT <= SESSION_TIMEOUT_MS_MAX

@@ -3,7 +3,13 @@ them have producers to serve.
 
 But who writes faster than is copied would keep those replicas out of sync for ever. So the pace is doubled each time
 that nothing was gained for a while, and is what it was when no copy is under way any more. It is not lowered before:
-with what was gained at the higher pace lost again at the lower one no copy might ever end.
+with what was gained at the higher pace lost again at the lower one no copy might ever end. Where it is not the pace
+that is slow but the way of each piece, more is asked for at once.
+
+A copy that was overtaken, since its leader let go of what was to be copied next, has gained nothing, whatever the bytes
+say: what is missing shrinks each time that the leader trims. Both are doubled at once then. So after a few times a copy
+is as fast as disk and network allow; and one that is faster than those who write is not overtaken again: it begins
+where the leader's log begins.
 """
 
 from __future__ import annotations
@@ -28,6 +34,8 @@ class CopyPace:
         self._reactor, self._raised = reactor, raised
         self._free_at = 0.0
         self._bytes_per_second = limits.COPY_BYTES_PER_SECOND
+        self.piece_bytes = limits.COPY_CHUNK_BYTES
+        """To be asked for at once."""
         self._missing: dict[object, int] = {}
         """Bytes, by who copies."""
         self._judged_at, self._judged_missing = 0.0, 0
@@ -55,15 +63,30 @@ class CopyPace:
             self._judge(now)
         return self._free_at
 
+    def overtaken(self) -> None:
+        """A copy has to begin anew: what would have come next is gone at its leader."""
+        self._raise()
+        self._ask_for_more()
+        self._judged_at, self._judged_missing = self._reactor.now(), sum(self._missing.values())
+
     def ended(self, who: object) -> None:
         """It copies no more, for now. Harmless when that is known."""
         if self._missing.pop(who, None) is not None and not self._missing:
             self._bytes_per_second = limits.COPY_BYTES_PER_SECOND
+            self.piece_bytes = limits.COPY_CHUNK_BYTES
 
     def _judge(self, now: float) -> None:
         missing = sum(self._missing.values())
-        # Where nobody has to wait, it is not the pace that is too slow.
-        if 0 < self._judged_missing <= missing and self._free_at > now:
-            self._bytes_per_second *= 2
-            self._raised(self._bytes_per_second)
+        if 0 < self._judged_missing <= missing:
+            if self._free_at > now:
+                self._raise()
+            else:  # nobody has to wait: it is not the pace that is too slow
+                self._ask_for_more()
         self._judged_at, self._judged_missing = now, missing
+
+    def _raise(self) -> None:
+        self._bytes_per_second *= 2
+        self._raised(self._bytes_per_second)
+
+    def _ask_for_more(self) -> None:
+        self.piece_bytes = min(2 * self.piece_bytes, limits.COPY_CHUNK_BYTES_MAX)

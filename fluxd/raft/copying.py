@@ -223,6 +223,7 @@ class Copying:
         )
         request = message.copy_request
         request.leader_term, request.behind = self._leader[0], self._beside
+        request.max_bytes = self._context.pace.piece_bytes
         self._nonce = request.nonce = int(reactor.random() * (1 << 53)) + 1
         if self._log is not None:
             request.next_index = self._log.last_index + 1
@@ -269,6 +270,7 @@ class Copying:
         elif self._log is None and not self._first_index:
             self._take_snapshot(reply)
         elif reply.first_index > (self._log.last_index + 1 if self._log else self._first_index):
+            self._context.pace.overtaken()
             self._from_the_start(f"the leader's log begins with entry {reply.first_index} now")
         elif reply.frames:
             self._take_frames(list(reply.frames))

@@ -66,7 +66,9 @@ class CopyServing:
             self._read(peer, request, lambda: _with_snapshot(request, *read_file()))
         elif log.first_index <= request.next_index <= commit_index:
             index = RaftIndex(request.next_index)
-            plan = log.plan_entries(index, max_bytes=limits.COPY_CHUNK_BYTES, end_index=commit_index)
+            wanted = request.max_bytes or limits.COPY_CHUNK_BYTES
+            max_bytes = min(wanted, limits.COPY_CHUNK_BYTES_MAX)
+            plan = log.plan_entries(index, max_bytes=max_bytes, end_index=commit_index)
             if isinstance(plan, list):
                 self._reply(peer, request, _with_frames(plan))
             else:

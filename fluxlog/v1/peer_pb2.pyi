@@ -623,6 +623,7 @@ class CopyRequest(_message.Message):
     LEADER_TERM_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """Random, of this request."""
     next_index: _builtins.int
@@ -640,6 +641,8 @@ class CopyRequest(_message.Message):
     """
     behind: _builtins.bool
     """The replica is behind, no more: it votes and answers as before."""
+    max_bytes: _builtins.int
+    """Entries wanted at once, in bytes; one entry may be larger. 0: 1 MiB; more than 4 MiB is not sent."""
     def __init__(
         self,
         *,
@@ -651,10 +654,11 @@ class CopyRequest(_message.Message):
         leader_term: _builtins.int = ...,
         leave: _builtins.bool = ...,
         behind: _builtins.bool = ...,
+        max_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "behind", b"behind", "leader_term", b"leader_term", "leave", b"leave", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "behind", b"behind", "leader_term", b"leader_term", "leave", b"leave", "max_bytes", b"max_bytes", "next_index", b"next_index", "nonce", b"nonce", "snapshot_index", b"snapshot_index", "snapshot_position", b"snapshot_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

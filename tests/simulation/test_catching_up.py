@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from fluxd.core import limits
 from fluxd.core.entry import EntryKind
-from fluxd.core.types import NodeId, RaftIndex
+from fluxd.core.types import NodeId, Offset, RaftIndex
 from fluxd.raft.host import Host
 from fluxd.raft.proposal import Committed
 from fluxd.raft.spec import Role
@@ -312,3 +313,41 @@ def test_a_trim_entry_is_the_last_that_an_outrun_replica_had() -> None:
     lab.start(3)
     lab.until(caught_up(lab))
     assert lab.values(3) == lab.values(1)
+
+
+def overtaken_until_replaced(lab: Lab, *, kept: int, trim_every: float, within: float) -> int:
+    """Start node 3, write all the time and trim all but so many records now and then, until the copy has taken the
+    log's place. Returns how often it began anew."""
+    for _ in range(kept):
+        lab.commit(1, BIG)
+    lab.start(3)
+    end, trim_at = lab.simulator.now + within, lab.simulator.now + trim_every
+    events = lab.nodes[NodeId(3)].events
+    while not any(" log_replaced " in event for event in events):
+        assert lab.simulator.now < end, lab.describe()
+        lab.commit(1, BIG)
+        if lab.simulator.now >= trim_at:
+            trim_at += trim_every
+            lab[1].trim(Offset(lab[1].high_watermark - kept), lambda error: None)
+    return sum(" copy_began_anew " in event for event in events)
+
+
+def test_a_copy_that_the_pace_holds_up_is_overtaken_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader trims faster than may be copied: each time that it has let go of what comes next, the pace doubles."""
+    monkeypatch.setattr(limits, "COPY_BYTES_PER_SECOND", 500_000)
+    monkeypatch.setattr(limits, "COPY_CHUNK_BYTES", 60_000)
+    lab = outrun()
+    assert 1 <= overtaken_until_replaced(lab, kept=40, trim_every=0.3, within=limits.COPY_PATIENCE) <= 5
+    lab.until(caught_up(lab))
+    assert lab.values(3)[-40:] == lab.values(1)[-40:]
+
+
+@pytest.mark.slow
+def test_a_copy_whose_pieces_are_too_small_is_overtaken_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry at a time is no faster than those who write: more is asked for at once."""
+    monkeypatch.setattr(limits, "COPY_BYTES_PER_SECOND", 1 << 40)
+    monkeypatch.setattr(limits, "COPY_CHUNK_BYTES", 30_000)
+    lab = outrun()
+    assert 1 <= overtaken_until_replaced(lab, kept=150, trim_every=0.6, within=limits.COPY_PATIENCE) <= 5
+    lab.until(caught_up(lab))
+    assert lab.values(3)[-150:] == lab.values(1)[-150:]

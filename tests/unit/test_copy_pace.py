@@ -91,3 +91,32 @@ def test_the_pace_is_not_raised_where_it_is_not_what_is_slow() -> None:
     pace, pieces = CopyPace(clock.reactor, raised.append), limits.COPY_BYTES_PER_SECOND // _PIECE
     assert _copy(clock, pace, missing=20 * pieces, written_per_second=pieces, way=3.0 / pieces) > 999.0
     assert raised == []
+
+
+def test_more_is_asked_for_at_once_where_the_way_is_what_is_slow() -> None:
+    """Up to a bound; and as little as before when the copy has ended."""
+    clock = Clock()
+    pace, pieces = CopyPace(clock.reactor), limits.COPY_BYTES_PER_SECOND // _PIECE
+    asked = {pace.piece_bytes}
+    for _ in range(200):
+        clock.advance(limits.COPY_PATIENCE / 10)
+        pace.spend("one", _PIECE, missing=20 * pieces)
+        asked.add(pace.piece_bytes)
+    assert asked == {_PIECE, 2 * _PIECE, limits.COPY_CHUNK_BYTES_MAX}
+    pace.ended("one")
+    assert pace.piece_bytes == _PIECE
+
+
+def test_who_was_overtaken_is_faster_at_once() -> None:
+    """Whatever the bytes say that are missing; until no copy is under way."""
+    clock, raised = Clock(), list[int]()
+    pace = CopyPace(clock.reactor, raised.append)
+    pace.spend("one", _PIECE, missing=1_000)
+    pace.overtaken()
+    pace.overtaken()
+    assert raised == [2 * limits.COPY_BYTES_PER_SECOND, 4 * limits.COPY_BYTES_PER_SECOND]
+    assert pace.piece_bytes == 4 * _PIECE == limits.COPY_CHUNK_BYTES_MAX
+    pace.ended("one")
+    began = clock.reactor.now()
+    assert pace.spend("one", limits.COPY_BYTES_PER_SECOND, missing=1) > began + 0.8
+    assert pace.piece_bytes == _PIECE

@@ -20,6 +20,12 @@ MUTANTS = (
         guard=_TESTS + "test_a_producer_faster_than_the_pace_does_not_keep_it_out",
     ),
     Mutant(
+        "copy-overtaken",
+        "a copy whose next entries are gone at the leader is faster the next time",
+        (Edit(_COPYING, "self._context.pace.overtaken()", "pass"),),
+        guard="tests/simulation/test_catching_up.py::test_a_copy_that_the_pace_holds_up_is_overtaken_a_few_times_only",
+    ),
+    Mutant(
         "copy-confirmed",
         "a replica is admitted when all others have confirmed the leader",
         (Edit(_LEADING, "if not confirmed or progress.match > commit_index:", "if progress.match > commit_index:"),),
