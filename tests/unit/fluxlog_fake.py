@@ -126,8 +126,8 @@ class FakeCluster:
         self.elected.set()
         self.reads_need_leader = False
         """Of the replicas, none but the leader's can be reached."""
-        self.fetched = 0
-        """Calls of Fetch."""
+        self.refused = 0
+        """Reads, for that reason."""
         self.awaited = 0
         """Calls of AwaitLeaders that were answered."""
         self.asked: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -182,6 +182,8 @@ class FakeCluster:
     def check_served(self, partition: FakePartition, node_id: int) -> None:
         """Raises NO_LEADER where a node has nothing to serve a read from."""
         if self.reads_need_leader and not (self.elected.is_set() and node_id == partition.leader):
+            with self.lock:
+                self.refused += 1
             raise FakeError("NO_LEADER", retriable=True)
 
     def hint(self, partition: FakePartition) -> log_pb2.LeaderHint:
@@ -293,7 +295,6 @@ class _Log:
 
     def fetch_bytes(self, request: log_pb2.FetchRequest, context: grpc.ServicerContext) -> bytes:
         cluster = self._cluster
-        cluster.fetched += 1
         try:
             partition = cluster.partition(request.topic, request.partition)
             cluster.check_served(partition, self._node_id)
