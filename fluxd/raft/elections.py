@@ -62,10 +62,14 @@ class Elections:
         """An AppendEntries of the current leader arrived."""
         guard = self._guard
         self._heard_at = now = guard.now()
-        # as `arm` does: this is called for each row of each list
         self.deadline = now + limits.ELECTION_TIMEOUT_MIN + _TIMEOUT_RANGE * guard.random()
         if self._asks:
             self.end()
+
+    def leader_was_heard(self, at: float) -> None:
+        """Since then again, the last time at a moment that is past: the timer goes on from there."""
+        self.deadline += at - self._heard_at
+        self._heard_at = at
 
     def leader_gone(self, leader: NodeId) -> None:
         """The leader's process has ended. The next voter after it campaigns at once, the one after that a little

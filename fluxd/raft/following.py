@@ -68,16 +68,13 @@ class Following:
         else:
             self._refuse(peer, message)
 
-    def confirm(self, peer: NodeId, row: Row) -> bool:
+    def fits(self, peer: NodeId, row: Row) -> bool:
         """A row of the leader's heartbeat for all its groups (the guard has checked generation and term)."""
         journal = self._guard.journal
         log, last_index = journal.log, row.last_index
         if self._leader != (row.term, peer) or self._guard.is_leader:
             return False
-        if not self.verified == journal.commit_index == log.last_index == log.synced_index == last_index:
-            return False
-        self._guard.elections.leader_heard()
-        return True
+        return self.verified == journal.commit_index == log.last_index == log.synced_index == last_index
 
     def _checked_entries(self, term: int, append: peer_pb2.AppendEntries) -> list[tuple[bytes, Stamp]]:
         entries, index, entry_term = [], append.previous_index, append.previous_term

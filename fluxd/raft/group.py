@@ -388,15 +388,20 @@ class Group(Standing):
         return None
 
     # ------------------------------------------------------------------ the host speaks
+    def _enter(self) -> None:
+        """Whatever is done with this replica begins here: nothing that was confirmed holds any more."""
+        self.guard.stir()
+        self._context.enter()
+
     def receive(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         """One message; `step` follows."""
-        self._context.enter()
+        self._enter()
         self.guard.receive(peer, message)
 
     def step(self) -> None:
         """Timers, the library's tick, the next proposal, answers."""
         self._encoded_until = NEVER
-        self._context.enter()
+        self._enter()
         self.guard.tick()
         self._raft.doTick()
         self._settle()
@@ -405,7 +410,7 @@ class Group(Standing):
             self._propose_trim(start)
         if self._queue and not self._in_flight and self.guard.is_leader:
             self._propose()
-            self._context.enter()
+            self._enter()
             self._raft.doTick()
             self._settle()
         self.guard.leading.advance_transfer()
@@ -415,7 +420,7 @@ class Group(Standing):
 
     def on_trimmed(self) -> None:
         """The log's head is gone; `step` follows."""
-        self._context.enter()
+        self._enter()
         self.guard.leading.log_trimmed()
 
     def configure(self, *, segment_bytes: int, segment_ms: int) -> None:
@@ -427,20 +432,22 @@ class Group(Standing):
 
     def on_log_synced(self) -> None:
         """More of the log is durable; `step` follows."""
-        self._context.enter()
+        self._enter()
         self.guard.on_log_synced()
 
     def on_votes_synced(self) -> None:
         """More of the votes is durable; `step` follows."""
-        self._context.enter()
+        self._enter()
         self.guard.on_votes_synced()
 
     def peer_up(self, peer: NodeId) -> None:
         """A link stands; `step` follows."""
+        self._enter()
         self.guard.peer_up(peer)
 
     def peer_down(self, peer: NodeId, *, gone: bool) -> None:
         """A link broke; `step` follows."""
+        self._enter()
         self.guard.peer_down(peer, gone=gone)
 
     def read_failed(self, error: BaseException) -> None:
@@ -476,17 +483,13 @@ class Group(Standing):
         self.log.close()
 
     def _end(self, why: str, answer: str) -> None:
+        self._enter()
         self._failed, self._why = True, why
         self._leadership_ended(answer)
         self.guard.leading.end()
         self.guard.elections.end()
         for listener in tuple(self.on_role):
             self._call(listener)
-
-    @property
-    def deadline(self) -> float:
-        """When `step` has something to do without an event."""
-        return self.guard.deadline
 
     def _log_event(self, event: str, **fields: object) -> None:
         self._context.log_event(

@@ -19,13 +19,13 @@ from pysyncobj.node import Node
 from pysyncobj.transport import Transport as LibraryTransport
 
 from fluxd.core.errors import InvariantViolation
-from fluxd.core.runtime import Reactor
+from fluxd.core.runtime import NEVER_DUE, Reactor
 from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft import library
 from fluxd.raft.campaigns import Campaigns
 from fluxd.raft.elections import Elections
 from fluxd.raft.following import Following
-from fluxd.raft.heartbeats import Heartbeats, Row
+from fluxd.raft.heartbeats import Confirmed, Heartbeats, Row
 from fluxd.raft.journal import RaftJournal
 from fluxd.raft.leading import DISK_PEER, Leading
 from fluxd.raft.outbox import Outbox
@@ -46,8 +46,8 @@ class Guard(LibraryTransport):
 
     # A node has thousands: with more than 30 attributes a dictionary for each would take 1.6 KB.
     __slots__ = (
-        "_exposed", "_nodes", "_on_state", "_reactor", "_votes", "campaigns", "counters", "elections", "following",
-        "generation", "group", "heartbeats", "journal", "leading", "library_peers", "log_event", "node_id",
+        "_exposed", "_nodes", "_on_state", "_reactor", "_votes", "campaigns", "confirmed", "counters", "elections",
+        "following", "generation", "group", "heartbeats", "journal", "leading", "library_peers", "log_event", "node_id",
         "on_behind", "on_connected", "on_copy_piece", "on_copy_reply", "on_copy_request", "outbox", "peers", "raft",
         "rouse", "state", "transport", "voters",
     )  # fmt: skip
@@ -75,6 +75,8 @@ class Guard(LibraryTransport):
         self.library_peers = self.peers or (DISK_PEER,)
         self.journal, self._votes, self._reactor, self.transport = journal, votes, reactor, transport
         self.heartbeats, self.campaigns = heartbeats, campaigns
+        self.confirmed: Confirmed | None = None
+        """The last list of the leader's node had a row of this replica, which still fits."""
         self.rouse: Callable[[], None] = lambda: None
         """Has the group stepped soon."""
         self.log_event, self._on_state = log_event, on_state
@@ -274,10 +276,25 @@ class Guard(LibraryTransport):
         else:
             self.leading.on_reply(peer, message)
 
-    def confirm(self, peer: NodeId, row: Row) -> bool:
-        """Whether this replica is exactly what a row of a node's heartbeat says, durably; its leader was heard then."""
-        confirmed = row.generation == self.generation and row.term == self.term and self.votes_durable()
-        return confirmed and self.following.confirm(peer, row)
+    def fits(self, peer: NodeId, row: Row) -> bool:
+        """Whether this replica is exactly what a row of a node's heartbeat says, durably."""
+        fits = row.generation == self.generation and row.term == self.term and self.votes_durable()
+        return fits and self.following.fits(peer, row)
+
+    def confirm(self, peer: NodeId, row: Row, confirmed: Confirmed) -> bool:
+        """The same; if so its leader was heard, now and with each list until `stir`."""
+        if not self.fits(peer, row):
+            return False
+        self.elections.leader_heard()
+        self.confirmed = confirmed
+        return True
+
+    def stir(self) -> None:
+        """Something may change here: what was confirmed is to be compared again, and the election timer goes on."""
+        if self.confirmed is not None:
+            self.confirmed.end()
+            self.elections.leader_was_heard(self.confirmed.heard_at)
+            self.confirmed = None
 
     # ------------------------------------------------------------------ the host speaks
     def tick(self) -> None:
@@ -291,7 +308,9 @@ class Guard(LibraryTransport):
     @property
     def deadline(self) -> float:
         """When `tick` has something to do without an event."""
-        return self.leading.deadline if self.is_leader else min(self.elections.deadline, self.following.reply_by)
+        if self.is_leader:
+            return self.leading.deadline
+        return min(NEVER_DUE if self.confirmed else self.elections.deadline, self.following.reply_by)
 
     def on_log_synced(self) -> None:
         """The log's durable end moved."""

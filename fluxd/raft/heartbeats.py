@@ -6,11 +6,16 @@ The receiver compares each row with its replica and answers with the rows that d
 heartbeats of their own again, which can do what a row cannot: tell a term, a commit index, send again. So do all when
 the link breaks, until the node there has answered a list again.
 
+A row that fits is *confirmed*, and the receiver remembers that until anything is done with its replica (`Group._enter`,
+through which all that goes) or the row is listed no more. While it does, the row fits in the next list as well: of a
+list that is the last one again only rows that are not confirmed are compared, and of all the others it is noted once
+that they were heard. Their election timers stand still meanwhile; they go on, from the last list, when none has come.
+
 Why that is safe: **a row changes nothing in a group but the follower's election timer, and its answer nothing but the
 leader's belief that the follower is there.** Neither moves a term, a vote, a match or a commit index, and a read that
 must be current never counts an answer to a list. For both beliefs the same is asked as of an ordinary heartbeat: the
 leader of exactly this term was heard; a replica was heard that is open, in exactly this term, durably, with the log on
-its disk. A row is no claim about the past: it is checked when it arrives, and an answer counts for the rows of exactly
+its disk. A row is no claim about the past: it holds when its list arrives, and an answer counts for the rows of exactly
 the list that it names, in the process that sent it.
 
 The library hears of the answers when it is next stepped, dated when they came (`Leading.tick`): a leader that rested
@@ -31,7 +36,8 @@ from fluxlog.v1 import peer_pb2
 
 _SILENT_AFTER = limits.ELECTION_TIMEOUT_MIN - 0.5 * limits.HEARTBEAT_INTERVAL
 """A list that was not answered within this time: groups for which no majority is left are stepped, so that they notice.
-The others go on resting: a node that is slow to answer must not be sent many messages instead of one."""
+The others go on resting: a node that is slow to answer must not be sent many messages instead of one. A list that did
+not come within this time: the followers' election timers go on."""
 _OUTSTANDING_MAX = 32
 _PAST_PROCESSES = 16
 _NONCE_BITS = 53
@@ -105,10 +111,82 @@ class _Pair:
         return self.listed
 
 
-class Check(Protocol):
-    """Whether this node's replica is exactly what a row says; its election timer then begins anew."""
+class Confirmed:
+    """That a replica here is what a row of its leader's node says, as long as nothing is done with it."""
 
-    def __call__(self, peer: NodeId, row: Row) -> bool: ...
+    __slots__ = ("_leader", "row")
+
+    def __init__(self, leader: _Leader, row: Row) -> None:
+        self._leader, self.row = leader, row
+
+    @property
+    def heard_at(self) -> float:
+        """When its last list came."""
+        return self._leader.heard_at
+
+    def end(self) -> None:
+        """Something is done with the replica: the row is compared again. Harmless when it has ended."""
+        if self._leader.confirmed.get(self.row) is self:
+            del self._leader.confirmed[self.row]
+
+
+class _Leader:
+    """Another node, as one that leads groups of which there are followers here."""
+
+    def __init__(self) -> None:
+        self.process_nonce = self.round = 0
+        """Of its last list."""
+        self.past: deque[int] = deque(maxlen=_PAST_PROCESSES)
+        """Its earlier processes: what they sent is stale."""
+        self.rows: dict[Row, int] = {}
+        """Those of its last list, with their numbers."""
+        self._listed = peer_pb2.HeartbeatList()
+        self.confirmed: dict[Row, Confirmed] = {}
+        self.heard_at = NEVER
+        """When its last list came. Invariant: at this moment what is in `confirmed` fitted."""
+
+    def is_new(self, heartbeat: peer_pb2.HeartbeatList) -> bool:
+        """A list of its present process, later than any other."""
+        if heartbeat.process_nonce == self.process_nonce:
+            if heartbeat.round <= self.round:
+                return False
+        else:
+            if heartbeat.process_nonce in self.past:
+                return False
+            self.past.append(self.process_nonce)
+        self.process_nonce, self.round = heartbeat.process_nonce, heartbeat.round
+        return True
+
+    def read(self, heartbeat: peer_pb2.HeartbeatList) -> list[Row]:
+        """Bring `rows` up to date.
+
+        Returns:
+            Those that are confirmed, but not listed any more.
+
+        Raises:
+            ValueError, IndexError: the list cannot be read; nothing has changed.
+        """
+        self._listed.round = heartbeat.round
+        if self._listed == heartbeat:
+            return []
+        topic_ids = heartbeat.topic_ids
+        columns = zip(
+            heartbeat.topics, heartbeat.partitions, heartbeat.generations, heartbeat.terms, heartbeat.last_indexes,
+            strict=True,
+        )  # fmt: skip
+        rows = [Row(GroupId(topic_ids[topic], partition), *rest) for topic, partition, *rest in columns]
+        numbers = {row: number for number, row in enumerate(rows)}
+        if len(numbers) < len(rows):
+            raise ValueError("a row stands twice in a list")
+        self.rows = numbers
+        self._listed.CopyFrom(heartbeat)
+        return [row for row in self.confirmed if row not in numbers]
+
+
+class Check(Protocol):
+    """Whether this node's replica is exactly what a row says; it is heard of as `Confirmed` has it then."""
+
+    def __call__(self, peer: NodeId, row: Row, confirmed: Confirmed) -> bool: ...
 
 
 class Heartbeats:
@@ -116,16 +194,15 @@ class Heartbeats:
 
     Args:
         check: see there.
+        lapsed: called when a row that is confirmed is listed no more, or no list comes: it ends, and its replica looks
+            for itself.
     """
 
-    def __init__(self, reactor: Reactor, transport: Transport, check: Check) -> None:
-        self._reactor, self._transport, self._check = reactor, transport, check
+    def __init__(self, reactor: Reactor, transport: Transport, check: Check, lapsed: Callable[[GroupId], None]) -> None:
+        self._reactor, self._transport, self._check, self._lapsed = reactor, transport, check, lapsed
         self._nonce = int(reactor.random() * (1 << _NONCE_BITS)) + 1
         self._pairs: dict[NodeId, _Pair] = {}
-        self._heard: dict[NodeId, tuple[int, int]] = {}
-        """Last list of each node: (process nonce, round)."""
-        self._past: dict[NodeId, deque[int]] = {}
-        """Earlier processes of each node: what they sent is stale."""
+        self._leaders: dict[NodeId, _Leader] = {}
         self.counters: Counter[str] = Counter()
 
     # ------------------------------------------------------------------ the leader's side
@@ -186,37 +263,41 @@ class Heartbeats:
 
     # ------------------------------------------------------------------ the follower's side
     def on_list(self, peer: NodeId, heartbeat: peer_pb2.HeartbeatList) -> None:
-        """A list: every row is compared, and those that do not fit are named."""
-        topic_ids, columns = heartbeat.topic_ids, len(heartbeat.topics)
-        if not self._is_new(peer, heartbeat):
+        """A list: every row that is not confirmed is compared, and those that do not fit are named."""
+        leader = self._leaders.setdefault(peer, _Leader())
+        if not leader.is_new(heartbeat):
             self.counters["stale_list"] += 1
             return
-        reply = peer_pb2.HeartbeatListReply(process_nonce=heartbeat.process_nonce, round=heartbeat.round)
-        rows = zip(
-            heartbeat.topics, heartbeat.partitions, heartbeat.generations, heartbeat.terms, heartbeat.last_indexes,
-            strict=True,
-        )  # fmt: skip
         try:
-            for number, (topic, partition, generation, term, last_index) in enumerate(rows):
-                group = GroupId(topic_ids[topic], partition)
-                if not self._check(peer, Row(group, generation, term, last_index)):
-                    reply.exceptions.append(number)
+            gone = leader.read(heartbeat)
         except (ValueError, IndexError):  # columns of different length, or a topic that is not there
             self.counters["bad_list"] += 1
             return
-        self.counters["rows_checked"] += columns
-        self.counters["rows_refused"] += len(reply.exceptions)
+        for row in gone:
+            self._lapsed(row.group)
+        leader.heard_at = self._reactor.now()
+        reply = peer_pb2.HeartbeatListReply(process_nonce=heartbeat.process_nonce, round=heartbeat.round)
+        if len(leader.confirmed) < len(leader.rows):
+            reply.exceptions.extend(self._compare(peer, leader))
         self._transport.send(peer, peer_pb2.GroupMessage(heartbeat_list_reply=reply))
 
-    def _is_new(self, peer: NodeId, heartbeat: peer_pb2.HeartbeatList) -> bool:
-        nonce, last_round = self._heard.get(peer, (0, 0))
-        if heartbeat.process_nonce == nonce:
-            if heartbeat.round <= last_round:
-                return False
-        else:
-            past = self._past.setdefault(peer, deque(maxlen=_PAST_PROCESSES))
-            if heartbeat.process_nonce in past:
-                return False
-            past.append(nonce)
-        self._heard[peer] = (heartbeat.process_nonce, heartbeat.round)
-        return True
+    def _compare(self, peer: NodeId, leader: _Leader) -> list[int]:
+        """Numbers of the rows that do not fit."""
+        refused, known = [], len(leader.confirmed)
+        for row, number in leader.rows.items():
+            if row not in leader.confirmed:
+                confirmed = Confirmed(leader, row)
+                if self._check(peer, row, confirmed):
+                    leader.confirmed[row] = confirmed
+                else:
+                    refused.append(number)
+        self.counters["rows_checked"] += len(leader.rows) - known
+        self.counters["rows_refused"] += len(refused)
+        return refused
+
+    def expire(self) -> None:
+        """Now and then: followers of nodes from which no list comes look for themselves."""
+        for leader in self._leaders.values():
+            if leader.confirmed and self._reactor.now() - leader.heard_at >= _SILENT_AFTER:
+                for row in tuple(leader.confirmed):
+                    self._lapsed(row.group)

@@ -19,7 +19,7 @@ from fluxd.core.types import GroupId, NodeId
 from fluxd.raft import library
 from fluxd.raft.group import Group
 from fluxd.raft.healing import Healing
-from fluxd.raft.heartbeats import Row
+from fluxd.raft.heartbeats import Confirmed, Row
 from fluxd.raft.leaving import hand_over
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.opening import Opened
@@ -111,9 +111,15 @@ class Host(Replicas):
         elif message.HasField("heartbeat_list_reply"):
             self.heartbeats.on_reply(peer, message.heartbeat_list_reply)
 
-    def _confirm(self, peer: NodeId, row: Row) -> bool:
+    def _confirm(self, peer: NodeId, row: Row, confirmed: Confirmed) -> bool:
         group = self.groups.get(row.group)
-        return isinstance(group, Group) and group.confirm(peer, row)
+        return isinstance(group, Group) and group.confirm(peer, row, confirmed)
+
+    def _lapsed(self, group_id: GroupId) -> None:
+        group = self.groups[group_id]
+        assert isinstance(group, Group)
+        group.guard.stir()
+        self._arm(group)
 
     def _beat(self) -> None:
         if self._stopped:
@@ -207,6 +213,7 @@ class Host(Replicas):
         if not self._stopped:
             self._notice_stall()
             self._campaigns.expire()
+            self.heartbeats.expire()
             if self._reactor.now() >= self._disk_check_at:
                 self._check_disk()
             self._reactor.call_at(self._reactor.now() + _ALIVE_EVERY, self._alive)
@@ -289,7 +296,7 @@ class Host(Replicas):
         if self.groups.get(group.group_id) is not group or self._stopped or group.role is Role.FAILED:
             return
         if group.deadline > self._reactor.now():
-            self._arm(group)  # it has moved since, as a follower's does with each heartbeat: nothing to be done yet
+            self._arm(group)  # it has moved since: nothing to be done yet
         else:
             self.wake(group)
 

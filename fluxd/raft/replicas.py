@@ -22,7 +22,7 @@ from fluxd.raft.copy_pace import CopyPace
 from fluxd.raft.copying import CopyContext, Copying
 from fluxd.raft.group import Group
 from fluxd.raft.healing import Backoff
-from fluxd.raft.heartbeats import Heartbeats, Row
+from fluxd.raft.heartbeats import Confirmed, Heartbeats, Row
 from fluxd.raft.housekeeping import Housekeeping
 from fluxd.raft.leaving import Leaving
 from fluxd.raft.offline import OfflineGroup
@@ -81,7 +81,7 @@ class Replicas(ABC):
         self._backoffs: dict[GroupId, Backoff] = {}
         self._campaigns, self._tails = Campaigns(reactor.now), TailBudget()
         self._copy_pace = CopyPace(reactor, lambda pace: log_event("copy_pace_raised", bytes_per_second=pace))
-        self.heartbeats = Heartbeats(reactor, transport, self._confirm)
+        self.heartbeats = Heartbeats(reactor, transport, self._confirm, self._lapsed)
         self._leaving = Leaving(reactor, log_event, self._set_aside)
         self.housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)
         self._catching_up = CatchingUp(
@@ -111,8 +111,12 @@ class Replicas(ABC):
         """Its log has lost its head."""
 
     @abstractmethod
-    def _confirm(self, peer: NodeId, row: Row) -> bool:
+    def _confirm(self, peer: NodeId, row: Row, confirmed: Confirmed) -> bool:
         """A row of a heartbeat list is right."""
+
+    @abstractmethod
+    def _lapsed(self, group_id: GroupId) -> None:
+        """It is not repeated."""
 
     @abstractmethod
     def _sync_votes(self) -> None:

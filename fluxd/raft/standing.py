@@ -9,7 +9,7 @@ from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
 from fluxd.raft import library
 from fluxd.raft.copying import Copying
 from fluxd.raft.guard import Guard
-from fluxd.raft.heartbeats import Row
+from fluxd.raft.heartbeats import Confirmed, Row
 from fluxd.raft.spec import Role
 from fluxd.raft.transport import Transport
 from fluxd.storage.log import PartitionLog
@@ -79,6 +79,11 @@ class Standing:
         """While leading: the leader before asked this replica to take over."""
         return self.guard.is_leader and self.guard.elections.by_transfer
 
+    @property
+    def deadline(self) -> float:
+        """When `step` has something to do without an event."""
+        return self.guard.deadline
+
     def quorum_missing(self) -> tuple[NodeId, ...] | None:
         """Nodes that are missing when too few voters can be reached for a majority; None when enough can."""
         guard, now, leads = self.guard, self.guard.now(), self.role is Role.LEADER
@@ -91,9 +96,9 @@ class Standing:
                 missing.append(peer)
         return tuple(sorted(missing)) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None
 
-    def confirm(self, peer: NodeId, row: Row) -> bool:
+    def confirm(self, peer: NodeId, row: Row, confirmed: Confirmed) -> bool:
         """Whether this replica is exactly what a row of a node's heartbeat says. No `step` follows."""
-        return not self._failed and self.guard.confirm(peer, row)
+        return not self._failed and self.guard.confirm(peer, row, confirmed)
 
     def lacks(self, index: RaftIndex, term: Term) -> bool:
         """A committed entry is neither in this log nor trimmed from it: then no entry from there on in it is committed,

@@ -120,6 +120,7 @@ class Invariants:
             return
         self._terms(node, group, seen)
         self._log(node, group, seen)
+        self._remembers(node, group)
         if group.role is Role.LEADER:
             self._leader(node, group, seen)
             self._rests(node, group)
@@ -151,6 +152,13 @@ class Invariants:
             row = (rest.row.generation, rest.row.term, rest.row.last_index)
             if row[1] != group.term or (node.node_id, peer, row) not in self._confirmed:
                 raise Violation(f"I14: node {node.node_id} takes {row} for confirmed by node {peer}")
+
+    @staticmethod
+    def _remembers(node: Watched, group: Group) -> None:
+        """I14: what a replica has confirmed and not compared again since is still so."""
+        confirmed, leader = group.guard.confirmed, group.guard.following.leader
+        if confirmed is not None and (leader is None or not group.guard.fits(leader, confirmed.row)):
+            raise Violation(f"I14: node {node.node_id} takes {confirmed.row} for what it still is")
 
     @staticmethod
     def _tells(node: Watched, group: Group) -> None:

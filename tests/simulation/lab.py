@@ -150,6 +150,7 @@ class Lab:
         """This node campaigns now, and the others not before they have heard something new."""
         for other in self.nodes.values():
             if other.group is not None and other.host is not None:
+                other.group.guard.stir()
                 other.group.guard.elections.deadline = self.simulator.now + (0.0 if other.node_id == node else 1e6)
                 other.host.wake(other.group)
 
@@ -158,6 +159,7 @@ class Lab:
         if self.leader() is None:
             for other in self.nodes.values():
                 if other.group is not None:
+                    other.group.guard.stir()
                     other.group.guard.elections.deadline = self.simulator.now + (0.0 if other.node_id == node else 3.0)
                     assert other.host is not None
                     other.host.wake(other.group)

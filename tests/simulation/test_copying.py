@@ -240,6 +240,7 @@ def test_the_vote_of_the_term_of_admission_is_spent() -> None:
     request.vote_request.last_index = request.vote_request.last_term = 100
     assert request.term == lab[3].term
     lab.network.hold = lambda source, target, message: source == 1
+    lab[3].guard.stir()
     lab[3].guard.elections._heard_at = float("-inf")
     before = len(lab.network.sent)
     lab[3].receive(NodeId(2), request)

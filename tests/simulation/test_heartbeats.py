@@ -47,6 +47,12 @@ def heartbeats(lab: Lab, number: int) -> Heartbeats:
     return host.heartbeats
 
 
+def heard_at(lab: Lab, number: int) -> float:
+    """When a follower last heard of its leader."""
+    guard = lab[number].guard
+    return guard.confirmed.heard_at if guard.confirmed else guard.elections._heard_at
+
+
 def bodies(lab: Lab, since: int) -> set[str | None]:
     """Kinds of messages sent since there were so many."""
     return {message.WhichOneof("body") for _, _, message in lab.network.sent[since:]}
@@ -269,10 +275,10 @@ def test_stale_and_repeated_lists_are_not_answered() -> None:
     old = last_list(lab, 2)
     lab.run(2 * INTERVAL)
     before = len(lab.network.sent)
-    heard_at = lab[2].guard.elections._heard_at
+    before_heard_at = heard_at(lab, 2)
     lab.network.release([(NodeId(1), NodeId(2), old), (NodeId(1), NodeId(2), last_list(lab, 2))])
     assert heartbeats(lab, 2).counters["stale_list"] == 2
-    assert (lab.network.sent[before:], lab[2].guard.elections._heard_at) == ([], heard_at)
+    assert (lab.network.sent[before:], heard_at(lab, 2)) == ([], before_heard_at)
 
 
 def test_a_list_of_an_earlier_process_is_stale() -> None:
@@ -377,7 +383,7 @@ def _wrong(message: Message, column: str, change: int) -> Message:
 def test_a_row_must_fit_exactly(column: str, change: int) -> None:
     """Another term, generation, log end or group: an exception, and nothing else happens here."""
     lab = resting()
-    heard_at, group = lab[2].guard.elections._heard_at, lab[2]
+    before_heard_at, group = heard_at(lab, 2), lab[2]
     lab.run(0.01)
     before = (group.term, group.commit_index, group.log.last_index)
     sent = len(lab.network.sent)
@@ -385,7 +391,7 @@ def test_a_row_must_fit_exactly(column: str, change: int) -> None:
     ((_, _, reply),) = lab.network.sent[sent:]
     assert list(reply.heartbeat_list_reply.exceptions) == [0]
     assert (group.term, group.commit_index, group.log.last_index) == before
-    assert group.guard.elections._heard_at == heard_at
+    assert heard_at(lab, 2) == before_heard_at
 
 
 def test_a_row_of_another_node_is_an_exception() -> None:
@@ -402,6 +408,7 @@ def test_a_follower_whose_term_is_not_on_its_disk_confirms_nothing() -> None:
     lab = resting()
     group = lab[2]
     group.guard.votes_durable = lambda: False  # type: ignore[method-assign]
+    group.on_votes_synced()
     lab.until(lambda: progress(lab, 2).rest is None)
     assert progress(lab, 3).rest is not None
 
@@ -411,6 +418,7 @@ def test_a_follower_with_something_unsynced_confirms_nothing() -> None:
     lab = resting()
     log = lab[2].log
     log._sync.mark = replace(log._sync.mark, index=RaftIndex(log.last_index - 1))
+    lab[2].on_log_synced()
     sent = len(lab.network.sent)
     lab.network.release([(NodeId(1), NodeId(2), _fresh(last_list(lab, 2)))])
     assert list(lab.network.sent[sent][2].heartbeat_list_reply.exceptions) == [0]

@@ -8,9 +8,11 @@ _HEARTBEATS = "fluxd/raft/heartbeats.py"
 _GUARD = "fluxd/raft/guard.py"
 _FOLLOWING = "fluxd/raft/following.py"
 _LEADING = "fluxd/raft/leading.py"
+_GROUP = "fluxd/raft/group.py"
 _TESTS = "tests/simulation/test_heartbeats.py::"
+_CONFIRMED = "tests/simulation/test_confirmed_rows.py::"
 _LEADER = "if self._leader != (row.term, peer) or self._guard.is_leader:"
-_VERIFIED = "if not self.verified == journal.commit_index == log.last_index == log.synced_index == last_index:"
+_VERIFIED = "return self.verified == journal.commit_index == log.last_index == log.synced_index == last_index"
 
 MUTANTS = (
     Mutant(
@@ -78,7 +80,7 @@ MUTANTS = (
     Mutant(
         "list-row-log",
         "C12 a row counts for exactly its log end",
-        (Edit(_FOLLOWING, _VERIFIED, "if log.last_index != log.synced_index:"),),
+        (Edit(_FOLLOWING, _VERIFIED, "return log.last_index == log.synced_index"),),
         guard=_TESTS + "test_a_row_must_fit_exactly",
         essential=True,
     ),
@@ -111,13 +113,13 @@ MUTANTS = (
     Mutant(
         "list-stale",
         "C12 a list of the past is not answered",
-        (Edit(_HEARTBEATS, "if heartbeat.round <= last_round:", "if False:"),),
+        (Edit(_HEARTBEATS, "if heartbeat.round <= self.round:", "if False:"),),
         guard=_TESTS + "test_stale_and_repeated_lists_are_not_answered",
     ),
     Mutant(
         "list-past-process",
         "C12 nor one of an earlier process",
-        (Edit(_HEARTBEATS, "if heartbeat.process_nonce in past:", "if False:"),),
+        (Edit(_HEARTBEATS, "if heartbeat.process_nonce in self.past:", "if False:"),),
         guard=_TESTS + "test_a_list_of_an_earlier_process_is_stale",
     ),
     Mutant(
@@ -166,13 +168,107 @@ MUTANTS = (
         guard=_TESTS + "test_a_lost_leadership_is_not_listed",
     ),
     Mutant(
+        "list-stirred",
+        "C12 a row is compared again after whatever was done with its replica",
+        (
+            Edit(
+                _GROUP, "        self.guard.stir()\n        self._context.enter()\n", "        self._context.enter()\n"
+            ),
+        ),
+        guard=_CONFIRMED + "test_what_has_changed_is_not_confirmed",
+        essential=True,
+    ),
+    Mutant(
+        "list-stirred-end",
+        "C12 a replica that has stopped confirms nothing",
+        (
+            Edit(
+                _GROUP,
+                "        self._enter()\n        self._failed, self._why = True, why\n",
+                "        self._failed, self._why = True, why\n",
+            ),
+        ),
+        guard=_CONFIRMED + "test_what_has_changed_is_not_confirmed",
+    ),
+    Mutant(
+        "list-stirred-message",
+        "C12 nor one that was sent a message, before it was compared",
+        (Edit(_GROUP, "        self._enter()\n        self.guard.receive(", "        self.guard.receive("),),
+        guard=_CONFIRMED + "test_what_has_changed_is_not_confirmed",
+    ),
+    Mutant(
+        "list-stirred-step",
+        "C12 nor one that was stepped",
+        (
+            Edit(
+                _GROUP,
+                "        self._enter()\n        self.guard.tick()\n",
+                "        self._context.enter()\n        self.guard.tick()\n",
+            ),
+        ),
+        guard=_CONFIRMED + "test_whatever_was_done_with_a_replica_its_row_is_compared_again",
+    ),
+    Mutant(
+        "list-stirred-link",
+        "C12 nor one whose leader's link broke: how soon it campaigns depends on that",
+        (Edit(_GROUP, "        self._enter()\n        self.guard.peer_down(", "        self.guard.peer_down("),),
+        guard=_CONFIRMED + "test_whatever_was_done_with_a_replica_its_row_is_compared_again",
+    ),
+    Mutant(
+        "list-not-listed",
+        "C12 a row that is listed no more is not confirmed by the list",
+        (
+            Edit(
+                _HEARTBEATS,
+                "return [row for row in self.confirmed if row not in numbers]",
+                "return []",
+            ),
+        ),
+        guard=_CONFIRMED + "test_of_another_list_only_rows_that_were_not_confirmed_are_compared",
+    ),
+    Mutant(
+        "list-no-more",
+        "C12 followers of a node from which no list comes campaign in time",
+        (
+            Edit(
+                _HEARTBEATS, "                for row in tuple(leader.confirmed):\n", "                for row in ():\n"
+            ),
+        ),
+        guard=_CONFIRMED + "test_when_lists_stop_the_election_timer_goes_on_from_the_last_one",
+        essential=True,
+    ),
+    Mutant(
+        "list-timer",
+        "C12 an election timer goes on from the last list",
+        (
+            Edit(
+                _GUARD,
+                "            self.elections.leader_was_heard(self.confirmed.heard_at)\n",
+                "            self.elections.leader_was_heard(self.now())\n",
+            ),
+        ),
+        guard=_CONFIRMED + "test_when_lists_stop_the_election_timer_goes_on_from_the_last_one",
+    ),
+    Mutant(
+        "list-heard",
+        "C12 a replica that rests was heard with the last list, not with the first",
+        (
+            Edit(
+                _GUARD,
+                "            self.elections.leader_was_heard(self.confirmed.heard_at)\n",
+                "",
+            ),
+        ),
+        guard=_CONFIRMED + "test_who_is_asked_for_a_vote_remembers_when_its_leader_was_heard_with_a_list",
+    ),
+    Mutant(
         "c12-told-anew",
         "C12 what a leader tells is worked out again after each step",
         (
             Edit(
-                "fluxd/raft/group.py",
-                "        self._encoded_until = NEVER\n        self._context.enter()\n",
-                "        self._context.enter()\n",
+                _GROUP,
+                "        self._encoded_until = NEVER\n        self._enter()\n",
+                "        self._enter()\n",
             ),
         ),
         guard=_TESTS + "test_a_resting_leader_tells_at_once_of_records_and_in_time_of_a_follower_that_is_silent",
