@@ -63,6 +63,8 @@ class NodeProcess:
         self.log_path = root / f"node-{node_id}.log"
         self.environment = {"FLUXD_CLUSTER_SECRET": secret}
         self.extra: list[str] = []
+        self.code: Path | None = None
+        """Directory of the packages that it runs, from the next start on; None: the present ones."""
         self.files_max: int | None = None
         """Hard limit of open files, from the next start on; None: this process's."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -81,7 +83,7 @@ class NodeProcess:
                 "--listen", self.address, "--seeds", self.seeds, "--data-dir", str(self.data_dir),
                 "--log-format", "json", *self.extra,
             ],
-            env=environment, stdout=self._log, stderr=self._log,
+            env=environment, stdout=self._log, stderr=self._log, cwd=self.code,
         )  # fmt: skip
 
     def kill(self) -> None:
@@ -153,10 +155,12 @@ class NodeProcess:
 class Cluster:
     """Several nodes with a common seed list. Use as a context manager."""
 
-    def __init__(self, root: Path, nodes: int = 3) -> None:
+    def __init__(self, root: Path, nodes: int = 3, *, code: Path | None = None) -> None:
         ports = free_ports(nodes)
         self.seeds = ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(ports, 1))
         self.nodes = [NodeProcess(root, number, port, self.seeds) for number, port in enumerate(ports, 1)]
+        for node in self.nodes:
+            node.code = code
 
     def __enter__(self) -> Cluster:
         try:
