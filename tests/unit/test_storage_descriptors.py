@@ -246,7 +246,7 @@ def test_threads(fs: RealFileSystem, tmp_path: Path) -> None:
 
 @pytest.fixture
 def logs(fs: RealFileSystem) -> Iterator[list[PartitionLog]]:
-    made = [PartitionLog.create(fs, f"p{n}", GroupId(bytes(16), n), 0, segment_bytes=1_000) for n in range(3 * LIMIT)]
+    made = [PartitionLog.create(fs, f"p{n}", GroupId(bytes(16), n), 0, segment_bytes=4_000) for n in range(3 * LIMIT)]
     yield made
     for log in made:
         log.close()
@@ -256,7 +256,7 @@ def test_logs_that_rest(logs: list[PartitionLog], fs: RealFileSystem, tmp_path: 
     """More logs than descriptors: append, sync, roll, truncate, and open again."""
     for turn in range(12):
         for log in logs:
-            append(log, b"%d" % turn * 200)
+            append(log, b"%d" % turn * 800)
             sync(log)
             assert not log.dirty
             assert len(open_in_this_process(tmp_path)) <= LIMIT + 2
@@ -264,10 +264,29 @@ def test_logs_that_rest(logs: list[PartitionLog], fs: RealFileSystem, tmp_path: 
         log.truncate_suffix(RaftIndex(log.last_index - 1))
         end = log.last
         log.close()
-        again = PartitionLog.open(fs, f"p{number}", GroupId(bytes(16), number), 0, segment_bytes=1_000)
+        again = PartitionLog.open(fs, f"p{number}", GroupId(bytes(16), number), 0, segment_bytes=4_000)
         assert (again.last, again.synced_index) == (end, end.raft_index)
         assert len(list(again.walk(again.first_index))) == end.raft_index == 11
         logs[number] = again
+
+
+def test_a_log_in_use_asks_the_system_for_nothing_more(
+    logs: list[PartitionLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit of it is its writes and its sync: nothing is opened, looked at or closed, however many others rest."""
+    append(logs[0])
+    sync(logs[0])
+
+    def never(*args: object, **options: object) -> int:
+        raise AssertionError(args)
+
+    for name in ("open", "close", "fstat"):
+        monkeypatch.setattr(os, name, never)
+    for _ in range(20):
+        append(logs[0], b"x")
+        sync(logs[0])
+    monkeypatch.undo()
+    assert logs[0].synced_index == 22
 
 
 def test_a_state_file_that_has_gone_is_made_anew(logs: list[PartitionLog], fs: RealFileSystem) -> None:
@@ -278,7 +297,7 @@ def test_a_state_file_that_has_gone_is_made_anew(logs: list[PartitionLog], fs: R
     again = PartitionLog.open(fs, "p0", GroupId(bytes(16), 0), 0, segment_bytes=1_000, after=log.synced)
     assert (again.last, fs.exists(f"p0/{STATE_NAME}")) == (end, True)
     again.close()
-    logs[0] = PartitionLog.open(fs, "p0", GroupId(bytes(16), 0), 0, segment_bytes=1_000)
+    logs[0] = PartitionLog.open(fs, "p0", GroupId(bytes(16), 0), 0, segment_bytes=4_000)
     assert logs[0].last == end
 
 
