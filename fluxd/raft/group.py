@@ -403,7 +403,8 @@ class Group(Standing):
         self._encoded_until = NEVER
         self._enter()
         self.guard.tick()
-        self._raft.doTick()
+        if self.guard.is_leader or self.guard.commit_index != self.commit_index:
+            self._raft.doTick()  # a follower's does nothing but take for applied what is committed
         self._settle()
         start = self.trimming.wanted
         if start is not None and self.guard.is_leader and not self.guard.leading.handing_over:
@@ -446,9 +447,10 @@ class Group(Standing):
         self.guard.peer_up(peer)
 
     def peer_down(self, peer: NodeId, *, gone: bool) -> None:
-        """A link broke; `step` follows."""
+        """A link broke; `deadline` may be another one."""
         self._enter()
         self.guard.peer_down(peer, gone=gone)
+        self._encoded_until = NEVER
 
     def read_failed(self, error: BaseException) -> None:
         """Committed entries could not be read: if they are damaged, this replica is to be copied anew."""

@@ -142,7 +142,7 @@ class Host(Replicas):
         self.heartbeats.peer_lost(peer)
         for group in self._active():
             group.peer_down(peer, gone=gone)
-            self.wake(group)
+            self._arm(group)  # not stepped: of a thousand a third elects, and must not wait for the others
 
     def _in_use(self, group_id: GroupId) -> bool:
         """A step that changes its files is under way."""

@@ -3,6 +3,8 @@ taken out (`mutants.py`)."""
 
 from __future__ import annotations
 
+import pytest
+
 from fluxd.core import limits
 from fluxd.core.errors import FluxError
 from fluxd.core.types import NodeId
@@ -71,6 +73,20 @@ def test_who_let_another_one_go_first_campaigns_when_that_one_is_gone() -> None:
     lab.until(lambda: lab.leader() is not None)
     assert lab.leader() in (3, 4, 5)
     assert lab[2].role is not Role.LEADER
+
+
+def test_when_a_leaders_process_is_gone_the_next_voter_campaigns_first() -> None:
+    """At a moment without chance: groups that lost their leader together elect together."""
+    for seed in range(5):
+        lab = Lab(seed=seed)
+        lab.elect(1)
+        lab.kill(1)
+        lab.run(0.02)
+        left = {node: lab[node].guard.elections.deadline - lab[node].guard.now() for node in (2, 3)}
+        assert 0.0 < left[2] <= 0.05
+        assert left[3] - left[2] == pytest.approx(0.14, abs=0.001)
+        lab.until(lambda lab=lab: lab.leader() is not None)  # type: ignore[misc]
+        assert lab.leader() == 2
 
 
 def test_no_pre_vote_for_a_shorter_log() -> None:
