@@ -105,6 +105,8 @@ REPLICATION_WINDOW_BYTES: Final = 4 * MIB
 # ---- Raft
 ELECTION_TIMEOUT_MIN: Final = 1.0
 ELECTION_TIMEOUT_MAX: Final = 2.0
+ELECTION_TIMEOUT_SLOW: Final = 5.0
+"""The least election timeout where answers take seconds; at most twice as long."""
 HEARTBEAT_INTERVAL: Final = 0.3
 NODE_ID_PATIENCE: Final = 6.0
 """So long a starting node asks again when its number is said to be taken: its former process may have died without a

@@ -4,7 +4,8 @@ A campaign costs some messages and a sync of the votes, which many share. A thou
 hearing the heartbeats of those that have a leader already; these would campaign, too, and so on for ever. So few do at
 a time, the others wait in the order in which they came: a place is free as soon as its group has a leader.
 
-Waiting is always safe, and never for long: a place is lost after PLACE_SECONDS whatever became of its campaign.
+Waiting is always safe, and never for long: a place is lost after PLACE_SECONDS (longer where answers are slow) whatever
+became of its campaign.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 from fluxd.core import limits
 from fluxd.core.types import METADATA_GROUP, GroupId
+from fluxd.raft.timeouts import Timeouts
 
 PLACE_SECONDS = 0.25
 
@@ -22,10 +24,11 @@ class Campaigns:
 
     Args:
         now: monotonic seconds.
+        timeouts: how slow answers are.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+    def __init__(self, now: Callable[[], float], timeouts: Timeouts) -> None:
+        self._now, self._timeouts = now, timeouts
         self._places: dict[GroupId, float] = {}
         """Until when, in the order in which they were taken."""
         self._waiting: dict[GroupId, Callable[[], None]] = {}
@@ -37,7 +40,7 @@ class Campaigns:
             return False
         self._waiting.pop(group, None)
         self._places.pop(group, None)
-        self._places[group] = self._now() + PLACE_SECONDS
+        self._places[group] = self._now() + PLACE_SECONDS * self._timeouts.slowness
         return True
 
     def leave(self, group: GroupId) -> None:

@@ -24,7 +24,8 @@ _RETRY = (0.2, 0.6)
 """Seconds until the next pre-vote round when no leader was heard lately. Short is harmless: stickiness protects a
 leader, not this timer.
 """
-_TIMEOUT_RANGE = limits.ELECTION_TIMEOUT_MAX - limits.ELECTION_TIMEOUT_MIN
+_TIMEOUT_RANGE = limits.ELECTION_TIMEOUT_MAX / limits.ELECTION_TIMEOUT_MIN - 1
+"""Of the random part, in least timeouts."""
 _GONE_AFTER, _GONE_STEP = 0.05, 0.14
 """The leader's process is gone (its connection was refused): no need to wait for the timeout. Seconds until the next
 voter campaigns (the others have to know it, too, or they refuse), and between each of those behind it. No chance in it:
@@ -61,18 +62,28 @@ class Elections:
         """Campaign after a random time in [low, high) seconds, unless something intervenes."""
         self.deadline = self._guard.now() + low + (high - low) * self._guard.random()
 
+    def _arm_timeout(self, since: float | None = None) -> None:
+        """A leader may be silent for so long, from now or from a moment that is past."""
+        guard = self._guard
+        timeout = guard.election_timeout * (1 + _TIMEOUT_RANGE * guard.random())
+        self.deadline = (guard.now() if since is None else since) + timeout
+
+    def _arm_retry(self) -> None:
+        """Whoever is asked gets so long to answer."""
+        slowness = self._guard.heartbeats.timeouts.slowness
+        self.arm(slowness * _RETRY[0], slowness * _RETRY[1])
+
     def leader_heard(self) -> None:
         """An AppendEntries of the current leader arrived."""
-        guard = self._guard
-        self._heard_at = now = guard.now()
-        self.deadline = now + limits.ELECTION_TIMEOUT_MIN + _TIMEOUT_RANGE * guard.random()
+        self._heard_at = self._guard.now()
+        self._arm_timeout()
         if self._asks:
             self.end()
 
     def leader_was_heard(self, at: float) -> None:
         """Since then again, the last time at a moment that is past: the timer goes on from there."""
-        self.deadline += at - self._heard_at
         self._heard_at = at
+        self._arm_timeout(at)
 
     def leader_gone(self, leader: NodeId) -> None:
         """The leader's process has ended. The next voter after it campaigns at once, the one after that a little
@@ -100,7 +111,7 @@ class Elections:
 
     def stepped_down(self) -> None:
         """This replica no longer leads."""
-        self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+        self._arm_timeout()
 
     def peer_connected(self) -> None:
         """With one more voter a campaign may succeed: do not wait out a long timer."""
@@ -114,12 +125,12 @@ class Elections:
         guard = self._guard
         if guard.is_leader or guard.now() < self.deadline:
             return
-        self.arm(*_RETRY)
+        self._arm_retry()
         if self._retired or not guard.votes_durable():
             return  # the last vote is still being written: one campaign at a time
         self._asks = True
         if not guard.campaigns.enter(guard.group, self._campaign_again):
-            self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+            self._arm_timeout()
             return
         self._pre_vote = (guard.term + 1, {guard.node_id})
         log = guard.journal.log
@@ -136,7 +147,7 @@ class Elections:
         guard = self._guard
         if guard.is_leader:
             return guard.leading.in_contact()
-        return guard.now() - self._heard_at < limits.ELECTION_TIMEOUT_MIN
+        return guard.now() - self._heard_at < guard.election_timeout
 
     def on_pre_vote_request(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         """Would this replica vote for that one? Nothing is recorded."""
@@ -165,7 +176,7 @@ class Elections:
         self._yielded_term = proposed_term
         self.end()
         deadline = self.deadline
-        self.arm(*_RETRY)
+        self._arm_retry()
         self.deadline = max(deadline, self.deadline)
 
     def on_pre_vote_reply(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
@@ -192,7 +203,7 @@ class Elections:
         """Let the library campaign: it does so in a tick in which it sees a connection."""
         self._votes, self.by_transfer = set(), self._transfer
         self._nonce = int(self._guard.random() * (1 << 53)) + 1
-        self.arm(*_RETRY)
+        self._arm_retry()
         self._guard.tick_exposed()
 
     def request_votes(self, peer: NodeId, term: int, last_index: int, last_term: int) -> None:
@@ -229,7 +240,7 @@ class Elections:
     def voted(self, peer: NodeId) -> None:
         """The library grants its vote; the message leaves when the vote is durable."""
         self.end()
-        self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+        self._arm_timeout()
         message = self._guard.outbox.message()
         message.vote_reply.nonce = self._asked_nonce
         self._guard.outbox.send(peer, message)

@@ -116,6 +116,11 @@ class Guard(LibraryTransport):
         return self.raft.raftCurrentTerm
 
     @property
+    def election_timeout(self) -> float:
+        """Seconds: the least one of this node now."""
+        return self.heartbeats.timeouts.election_min
+
+    @property
     def is_leader(self) -> bool:
         """The library says so."""
         return self.state == library.LEADER

@@ -31,13 +31,14 @@ from typing import NamedTuple, Protocol
 from fluxd.core import limits
 from fluxd.core.runtime import NEVER, Reactor
 from fluxd.core.types import GroupId, NodeId
+from fluxd.raft.timeouts import Timeouts
 from fluxd.raft.transport import Transport
 from fluxlog.v1 import peer_pb2
 
-_SILENT_AFTER = limits.ELECTION_TIMEOUT_MIN - 0.5 * limits.HEARTBEAT_INTERVAL
-"""A list that was not answered within this time: groups for which no majority is left are stepped, so that they notice.
-The others go on resting: a node that is slow to answer must not be sent many messages instead of one. A list that did
-not come within this time: the followers' election timers go on."""
+_SILENT_EARLIER = 0.5 * limits.HEARTBEAT_INTERVAL
+"""A list that was not answered so long before the election timeout ends: groups for which no majority is left are
+stepped, so that they notice. The others go on resting: a node that is slow to answer must not be sent many messages
+instead of one. A list that did not come within this time: the followers' election timers go on."""
 _OUTSTANDING_MAX = 32
 _PAST_PROCESSES = 16
 _NONCE_BITS = 53
@@ -204,6 +205,7 @@ class Heartbeats:
         self._pairs: dict[NodeId, _Pair] = {}
         self._leaders: dict[NodeId, _Leader] = {}
         self.counters: Counter[str] = Counter()
+        self.timeouts = Timeouts()
 
     # ------------------------------------------------------------------ the leader's side
     def rest(self, peer: NodeId, row: Row, *, roused: Callable[[], None], silent: Callable[[], None]) -> Rest | None:
@@ -219,7 +221,7 @@ class Heartbeats:
         """Every HEARTBEAT_INTERVAL: one list for each node that groups here wanted to rest towards."""
         now = self._reactor.now()
         for peer, pair in self._pairs.items():
-            if pair.outstanding and now - pair.outstanding[0][1] >= _SILENT_AFTER:
+            if pair.outstanding and now - pair.outstanding[0][1] >= self.timeouts.election_min - _SILENT_EARLIER:
                 self.counters["silent_rounds"] += 1
                 for rest in tuple(pair.rows.values()):
                     rest.silent()
@@ -233,8 +235,13 @@ class Heartbeats:
         """When each node that has answered lists did so the last time."""
         return {peer: pair.heard_at for peer, pair in self._pairs.items() if pair.heard_at != NEVER}
 
+    def peer_up(self, peer: NodeId) -> None:
+        """A link stands: lists go there from now on, be they empty, since their round trips are measured."""
+        self._pairs.setdefault(peer, _Pair())
+
     def peer_lost(self, peer: NodeId) -> None:
         """Nothing rests towards that node until it has answered again."""
+        self.timeouts.lost(peer)
         pair = self._pairs.get(peer)
         if pair is not None:
             pair.answers = False
@@ -253,8 +260,9 @@ class Heartbeats:
         if not pair.outstanding or pair.outstanding[0][0] != reply.round:
             self.counters["stale_list_reply"] += 1
             return
-        _, _, listed = pair.outstanding.popleft()
+        _, sent_at, listed = pair.outstanding.popleft()
         pair.answers = True
+        self.timeouts.answered(peer, self._reactor.now() - sent_at)
         # first, so that what is named does not count as confirmed
         for number in reply.exceptions:
             if number < len(listed) and pair.rows.get(listed[number].row.group) is listed[number]:
@@ -298,6 +306,9 @@ class Heartbeats:
     def expire(self) -> None:
         """Now and then: followers of nodes from which no list comes look for themselves."""
         for leader in self._leaders.values():
-            if leader.confirmed and self._reactor.now() - leader.heard_at >= _SILENT_AFTER:
+            if (
+                leader.confirmed
+                and self._reactor.now() - leader.heard_at >= self.timeouts.election_min - _SILENT_EARLIER
+            ):
                 for row in tuple(leader.confirmed):
                     self._lapsed(row.group)

@@ -133,6 +133,7 @@ class Host(Replicas):
 
     def peer_up(self, peer: NodeId) -> None:
         """A link to a peer stands."""
+        self.heartbeats.peer_up(peer)
         for group in self._active():
             group.peer_up(peer)
             self.wake(group)
@@ -238,6 +239,7 @@ class Host(Replicas):
     def _enter(self) -> None:
         self._library_now = max(self._reactor.now(), self._library_now + library.STEP)
         library.CLOCK.now = self._library_now
+        library.CLOCK.leader_fallback = self.heartbeats.timeouts.election_min
 
     def _guarded(self, group: Group, step: Callable[[], None]) -> None:
         try:

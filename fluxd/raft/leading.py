@@ -147,7 +147,8 @@ class Leading:
         append.commit_index = guard.journal.commit_index
         append.at_log_start = previous == guard.journal.log.first_index > 1
         append.may_wait = may_wait
-        progress.heartbeat_at, progress.probe = guard.now() + limits.HEARTBEAT_INTERVAL, False
+        progress.heartbeat_at = guard.now() + guard.heartbeats.timeouts.heartbeat_interval(peer)
+        progress.probe = False
         progress.commit_sent = max(progress.commit_sent, min(append.commit_index, previous + len(frames)))
         return guard.outbox.send(peer, message, frames)
 
@@ -162,7 +163,7 @@ class Leading:
             if heard_at > progress.told_at:
                 progress.told_at = heard_at
                 guard.inject_neutral_of(peer, heard_at)
-            progress.lose_what_is_overdue(now)
+            progress.lose_what_is_overdue(now, guard.election_timeout)
             if not guard.is_exposed(peer):
                 self._send_heartbeat(peer, progress, max(progress.received, guard.journal.log.first_index))
 
@@ -294,12 +295,8 @@ class Leading:
 
     def in_contact(self) -> bool:
         """A majority, this replica included, was heard from within the minimum election timeout."""
-        now = self._guard.now()
-        heard = sum(
-            1
-            for peer, p in self.progress.items()
-            if peer == DISK_PEER or now - p.heard_at < limits.ELECTION_TIMEOUT_MIN
-        )
+        now, timeout = self._guard.now(), self._guard.election_timeout
+        heard = sum(1 for peer, p in self.progress.items() if peer == DISK_PEER or now - p.heard_at < timeout)
         return heard + 1 > (len(self.progress) + 1) / 2
 
     # ------------------------------------------------------------------ reads that must be current
@@ -395,18 +392,18 @@ class Leading:
         """Hand leadership to a follower (None: any) as soon as it has everything on its disk; given up after
         an election timeout.
         """
-        self._transfer = _Transfer(to, self._guard.now() + limits.ELECTION_TIMEOUT_MIN, urgent)
+        self._transfer = _Transfer(to, self._guard.now() + self._guard.election_timeout, urgent)
 
     def caught_up_peer(self, wanted: NodeId | None) -> NodeId | None:
         """A follower in contact whose disk has the whole log."""
-        now, last = self._guard.now(), self._guard.journal.log.last_index
+        now, last, timeout = self._guard.now(), self._guard.journal.log.last_index, self._guard.election_timeout
         fit = [
             (p.heard_at, peer)
             for peer, p in self.progress.items()
             if peer != DISK_PEER
             and wanted in (None, peer)
             and p.match == last
-            and now - p.heard_at < limits.ELECTION_TIMEOUT_MIN
+            and now - p.heard_at < timeout
             and self._guard.transport.is_connected(peer)
         ]
         return max(fit)[1] if fit else None

@@ -57,10 +57,12 @@ def check_library() -> None:
 
 
 class LibraryClock:
-    """What pysyncobj takes for monotonic time; set by `Host` before each step of a group."""
+    """What pysyncobj takes for monotonic time, and for how long a leader may hear of no majority; set by `Host` before
+    each step of a group."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.leader_fallback = limits.ELECTION_TIMEOUT_MIN
 
     def read(self) -> float:
         """Seconds."""
@@ -121,9 +123,15 @@ class _Conf(pysyncobj.SyncObjConf):
     def __init__(self, journal: RaftJournal, on_state: Callable[[int, int], None]) -> None:
         self.journalFile, self.onStateChanged = journal, on_state
 
+    @property
+    def leaderFallbackTimeout(self) -> float:  # noqa: N802 - the library's name
+        """As the clock, of the node whose group is being stepped."""
+        return CLOCK.leader_fallback
+
 
 for _name, _value in vars(_SETTINGS).items():
-    setattr(_Conf, _name, _value)
+    if _name not in vars(_Conf):
+        setattr(_Conf, _name, _value)
 
 
 def build(

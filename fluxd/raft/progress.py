@@ -105,10 +105,11 @@ class Progress:
         self._end_at_last_reply = _NOT_YET
         self.lost()
 
-    def lose_what_is_overdue(self, now: float) -> None:
+    def lose_what_is_overdue(self, now: float, patience_min: float) -> None:
         """Entries in flight that were not answered in time are lost."""
-        if self.in_flight and now - self.moved_at >= self.patience:
-            self.patience = min(2 * self.patience, _PATIENCE_MAX)
+        patience = max(self.patience, patience_min)
+        if self.in_flight and now - self.moved_at >= patience:
+            self.patience = min(2 * patience, _PATIENCE_MAX)
             self.lost()
 
     def lost(self) -> None:

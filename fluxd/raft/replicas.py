@@ -79,9 +79,10 @@ class Replicas(ABC):
         """Only the reserve of free space is left."""
         self._reopening: set[GroupId] = set()
         self._backoffs: dict[GroupId, Backoff] = {}
-        self._campaigns, self._tails = Campaigns(reactor.now), TailBudget()
+        self._tails = TailBudget()
         self._copy_pace = CopyPace(reactor, lambda pace: log_event("copy_pace_raised", bytes_per_second=pace))
         self.heartbeats = Heartbeats(reactor, transport, self._confirm, self._lapsed)
+        self._campaigns = Campaigns(reactor.now, self.heartbeats.timeouts)
         self._leaving = Leaving(reactor, log_event, self._set_aside)
         self.housekeeping = Housekeeping(reactor, log_event, is_open=self._is_open, trimmed=self._trimmed)
         self._catching_up = CatchingUp(

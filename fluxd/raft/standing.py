@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fluxd.core import limits
 from fluxd.core.errors import FluxError, InvariantViolation, Reason
 from fluxd.core.runtime import NEVER, NEVER_DUE
 from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
@@ -91,7 +90,7 @@ class Standing:
         for peer in guard.peers:
             progress = guard.leading.progress[peer] if leads else None
             # one that is behind votes, but acknowledges nothing before it has copied
-            silent = progress and (progress.is_behind or now - progress.heard_at >= limits.ELECTION_TIMEOUT_MIN)
+            silent = progress and (progress.is_behind or now - progress.heard_at >= guard.election_timeout)
             if silent or not self._transport.is_connected(peer):
                 missing.append(peer)
         return tuple(sorted(missing)) if 2 * (len(self.voters) - len(missing)) <= len(self.voters) else None

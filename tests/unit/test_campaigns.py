@@ -5,6 +5,7 @@ from __future__ import annotations
 from fluxd.core import limits
 from fluxd.core.types import METADATA_GROUP, GroupId
 from fluxd.raft.campaigns import PLACE_SECONDS, Campaigns
+from fluxd.raft.timeouts import Timeouts
 
 MAX = limits.CAMPAIGNS_MAX
 
@@ -14,7 +15,7 @@ class Fixture:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.campaigns = Campaigns(lambda: self.now)
+        self.campaigns = Campaigns(lambda: self.now, Timeouts())
         self.groups = [GroupId(bytes(16), number) for number in range(2 * MAX + 1)]
         self.campaigning: list[GroupId] = []
         for group in self.groups:

@@ -86,8 +86,8 @@ MUTANTS = (
         (
             Edit(
                 _LEADING,
-                "progress.lose_what_is_overdue(now)\n",
-                "progress.lose_what_is_overdue(now)\n"
+                "progress.lose_what_is_overdue(now, guard.election_timeout)\n",
+                "progress.lose_what_is_overdue(now, guard.election_timeout)\n"
                 "            if progress.rewind_to:\n"
                 "                self._rewind(peer, progress, progress.rewind_to)\n",
             ),

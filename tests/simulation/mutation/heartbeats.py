@@ -9,6 +9,8 @@ _GUARD = "fluxd/raft/guard.py"
 _FOLLOWING = "fluxd/raft/following.py"
 _LEADING = "fluxd/raft/leading.py"
 _GROUP = "fluxd/raft/group.py"
+_TIMEOUTS = "fluxd/raft/timeouts.py"
+_SLOW = "tests/simulation/test_slow_answers.py::"
 _TESTS = "tests/simulation/test_heartbeats.py::"
 _CONFIRMED = "tests/simulation/test_confirmed_rows.py::"
 _LEADER = "if self._leader != (row.term, peer) or self._guard.is_leader:"
@@ -100,9 +102,51 @@ MUTANTS = (
     Mutant(
         "list-silence",
         "C12 groups whose lists are not answered look for themselves",
-        (Edit(_HEARTBEATS, "if pair.outstanding and now - pair.outstanding[0][1] >= _SILENT_AFTER:", "if False:"),),
+        (
+            Edit(
+                _HEARTBEATS,
+                "if pair.outstanding and now - pair.outstanding[0][1] >= self.timeouts.election_min - _SILENT_EARLIER:",
+                "if False:",
+            ),
+        ),
         guard=_TESTS + "test_a_resting_leader_that_is_cut_off_steps_down_as_fast_as_a_busy_one",
         essential=True,
+    ),
+    Mutant(
+        "timeouts-fixed",
+        "C6' the election timeout follows the round trips",
+        (
+            Edit(
+                _TIMEOUTS,
+                "self.election_min = limits.ELECTION_TIMEOUT_MIN + _TRIPS * slowest",
+                "self.election_min = limits.ELECTION_TIMEOUT_MIN",
+            ),
+        ),
+        guard=_SLOW + "test_a_leader_whose_answers_are_slow_stays",
+    ),
+    Mutant(
+        "timeouts-heartbeat",
+        "C6' a heartbeat waits until the last one can have been answered",
+        (
+            Edit(
+                _TIMEOUTS,
+                "limits.HEARTBEAT_INTERVAL + min(self._trip(peer), _TRIP_MAX)",
+                "limits.HEARTBEAT_INTERVAL",
+            ),
+        ),
+        guard=_SLOW + "test_its_group_comes_to_rest",
+    ),
+    Mutant(
+        "timeouts-lists",
+        "C6' lists go to each node that can be reached",
+        (Edit(_HEARTBEATS, "        self._pairs.setdefault(peer, _Pair())\n\n", "        pass\n\n"),),
+        guard=_SLOW + "test_lists_go_to_nodes_towards_which_nothing_rests",
+    ),
+    Mutant(
+        "timeouts-quickest",
+        "C6' one late answer makes nothing slower",
+        (Edit(_TIMEOUTS, "return min(trips) if", "return max(trips) if"),),
+        guard="tests/unit/test_timeouts.py::test_late_answers_change_nothing_while_one_of_the_last_three_was_quick",
     ),
     Mutant(
         "list-since",
@@ -136,8 +180,8 @@ MUTANTS = (
                 _HEARTBEATS,
                 "        if not pair.outstanding or pair.outstanding[0][0] != reply.round:\n"
                 '            self.counters["stale_list_reply"] += 1\n            return\n'
-                "        _, _, listed = pair.outstanding.popleft()\n",
-                "        listed = pair.outstanding.popleft()[2] if pair.outstanding else ()\n",
+                "        _, sent_at, listed = pair.outstanding.popleft()\n",
+                "        _, sent_at, listed = pair.outstanding.popleft() if pair.outstanding else (0, 0.0, ())\n",
             ),
         ),
         guard=_TESTS + "test_an_answer_to_an_earlier_process_does_not_count",

@@ -124,13 +124,13 @@ MUTANTS = (
     Mutant(
         "c2-retransmission",
         "C2 entries that nobody acknowledges are sent again",
-        (Edit(_PROGRESS, "if self.in_flight and now - self.moved_at >= self.patience:", "if False:"),),
+        (Edit(_PROGRESS, "if self.in_flight and now - self.moved_at >= patience:", "if False:"),),
         guard=_FENCES + "test_entries_that_were_lost_on_the_way_are_sent_again",
     ),
     Mutant(
         "c2-patience",
         "C2 what is late is sent again less and less often",
-        (Edit(_PROGRESS, "self.patience = min(2 * self.patience, _PATIENCE_MAX)", "pass"),),
+        (Edit(_PROGRESS, "self.patience = min(2 * patience, _PATIENCE_MAX)", "pass"),),
         guard="tests/simulation/test_review.py::test_a_slow_link_is_not_filled_with_copies",
     ),
     Mutant(
