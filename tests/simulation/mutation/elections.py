@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.simulation.mutation.mutant import Edit, Mutant
 
 _GUARD = "fluxd/raft/guard.py"
+_GROUP = "fluxd/raft/group.py"
 _LEADING = "fluxd/raft/leading.py"
 _ELECTIONS = "fluxd/raft/elections.py"
 _HOST = "fluxd/raft/host.py"
@@ -63,8 +64,11 @@ MUTANTS = (
     ),
     Mutant(
         "c6-exposed-follower",
-        "C6 a follower's library sees no connection, so it never campaigns by itself",
-        (Edit(_GUARD, "if not self.is_leader:\n            self._hide_all()", "pass"),),
+        "C6 a follower's library sees no connection, so it never campaigns by itself, however often it is ticked",
+        (
+            Edit(_GUARD, "if not self.is_leader:\n            self._hide_all()", "pass"),
+            Edit(_GROUP, "if self.guard.is_leader or self.guard.commit_index != self.commit_index:", "if True:"),
+        ),
         guard=_CAMPAIGNS + "test_a_follower_never_campaigns_by_itself",
     ),
     Mutant(
