@@ -242,6 +242,7 @@ class Leading:
             self._guard.count("reply_of_a_leaving_replica")
             return
         progress.replied_at = progress.told_at = now
+        progress.in_sync_for = self._guard.heartbeats.timeouts.in_sync(peer)
         progress.acked_sequence = max(progress.acked_sequence, reply.echoed_sequence)
         if reply.success:
             if reply.received_index > log.last_index:

@@ -27,34 +27,40 @@ class Timeouts:
     """Of one node."""
 
     def __init__(self) -> None:
-        self._trips: dict[NodeId, deque[float]] = {}
+        self._answers: dict[NodeId, deque[float]] = {}
+        self._trips: dict[NodeId, float] = {}
+        """The round trip to each peer, as it counts."""
         self.election_min = limits.ELECTION_TIMEOUT_MIN
         """Seconds, in ELECTION_TIMEOUT_MIN..ELECTION_TIMEOUT_SLOW."""
-
-    def heartbeat_interval(self, peer: NodeId) -> float:
-        """Seconds between two heartbeats of a group to a follower: one that is sent before the last one can have been
-        answered would only make the answers later, and the group would never rest."""
-        return limits.HEARTBEAT_INTERVAL + min(self._trip(peer), _TRIP_MAX)
 
     @property
     def slowness(self) -> float:
         """By how much all that waits for others should take longer; 1: as usual."""
         return self.election_min / limits.ELECTION_TIMEOUT_MIN
 
+    def heartbeat_interval(self, peer: NodeId) -> float:
+        """Seconds between two heartbeats of a group to a follower: one that is sent before the last one can have been
+        answered would only make the answers later, and the group would never rest."""
+        return limits.HEARTBEAT_INTERVAL + self._trips.get(peer, 0.0)
+
+    def in_sync(self, peer: NodeId) -> float:
+        """Seconds for which a follower that had everything stays in sync: its answers come as often as heartbeats."""
+        return limits.IN_SYNC_TIMEOUT + _TRIPS * self._trips.get(peer, 0.0)
+
     def answered(self, peer: NodeId, seconds: float) -> None:
         """A list was answered after so long."""
-        self._trips.setdefault(peer, deque(maxlen=_ANSWERS)).append(seconds)
-        self._measure()
+        answers = self._answers.setdefault(peer, deque(maxlen=_ANSWERS))
+        answers.append(seconds)
+        if len(answers) == _ANSWERS:
+            self._trips[peer] = min(*answers, _TRIP_MAX)
+            self._measure()
 
     def lost(self, peer: NodeId) -> None:
         """The link broke: what was known of it says nothing of the next one."""
+        self._answers.pop(peer, None)
         if self._trips.pop(peer, None) is not None:
             self._measure()
 
-    def _trip(self, peer: NodeId) -> float:
-        trips = self._trips.get(peer, ())
-        return min(trips) if len(trips) == _ANSWERS else 0.0
-
     def _measure(self) -> None:
-        slowest = min(max(map(self._trip, self._trips), default=0.0), _TRIP_MAX)
+        slowest = max(self._trips.values(), default=0.0)
         self.election_min = limits.ELECTION_TIMEOUT_MIN + _TRIPS * slowest

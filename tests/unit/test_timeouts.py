@@ -26,6 +26,7 @@ def test_two_round_trips_are_added() -> None:
     assert timeouts.election_min == USUAL + 1.0
     assert timeouts.slowness == (USUAL + 1.0) / USUAL
     assert timeouts.heartbeat_interval(ONE) == limits.HEARTBEAT_INTERVAL + 0.5
+    assert timeouts.in_sync(ONE) == limits.IN_SYNC_TIMEOUT + 1.0
     assert timeouts.heartbeat_interval(TWO) == limits.HEARTBEAT_INTERVAL
 
 

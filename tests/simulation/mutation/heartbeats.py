@@ -130,7 +130,7 @@ MUTANTS = (
         (
             Edit(
                 _TIMEOUTS,
-                "limits.HEARTBEAT_INTERVAL + min(self._trip(peer), _TRIP_MAX)",
+                "limits.HEARTBEAT_INTERVAL + self._trips.get(peer, 0.0)",
                 "limits.HEARTBEAT_INTERVAL",
             ),
         ),
@@ -145,7 +145,7 @@ MUTANTS = (
     Mutant(
         "timeouts-quickest",
         "C6' one late answer makes nothing slower",
-        (Edit(_TIMEOUTS, "return min(trips) if", "return max(trips) if"),),
+        (Edit(_TIMEOUTS, "= min(*answers, _TRIP_MAX)", "= min(max(answers), _TRIP_MAX)"),),
         guard="tests/unit/test_timeouts.py::test_late_answers_change_nothing_while_one_of_the_last_three_was_quick",
     ),
     Mutant(
