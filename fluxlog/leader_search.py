@@ -1,9 +1,9 @@
 """The rules by which a client that has lost leaders is told the new ones (`Admin.AwaitLeaders`).
 
 One call at a time asks for all that wait, of one node after the other until one answers: those that did not answer
-lately come last. What is told is a hint that comes early, no more: what waits tries again all the same, after its
-pause. Where no node can tell, that is all there is; a cluster that does not know the call (an older version) is left
-alone for a while.
+lately, or knew nothing, come last. What is told is a hint that comes early, no more: what waits tries again all the
+same, after its pause. Where no node can tell, that is all there is; a cluster that does not know the call (an older
+version) is left alone for a while.
 
 No I/O, no threads and no event loop: shared by what waits on an event loop and what waits on threads. Whoever makes the
 calls asks `next` whenever something may wait, and hands back what became of each.
@@ -100,6 +100,8 @@ class LeaderSearch:
         self._asked: Question | None = None
         self._others: list[str] = []
         """To be asked the same when the one that is asked does not answer."""
+        self._knew_nothing = ""
+        """Address of the node that answered last, if it knew of no leader."""
         self._unimplemented = False
         """By one of those that were asked since something answered."""
         self._began = self._not_before = 0.0
@@ -116,7 +118,7 @@ class LeaderSearch:
             self._others = []
             return None
         if not self._others:
-            avoided = {each.avoid for each in lost}
+            avoided = {self._knew_nothing, *(each.avoid for each in lost)}
             self._others = sorted(self._addresses(), key=lambda address: address in avoided)
             self._unimplemented = False
         request = admin_pb2.AwaitLeadersRequest(max_wait_ms=self._wait_ms)
@@ -128,11 +130,13 @@ class LeaderSearch:
 
     def take_answer(self, answer: admin_pb2.AwaitLeadersResponse) -> None:
         """A node has told what it knows."""
-        self._asked, self._others = None, []
+        asked, self._asked, self._others = self._asked, None, []
         self._waiting.somebody_tells()
-        for leader in answer.leaders:
+        told = [leader for leader in answer.leaders if leader.address]
+        for leader in told:
             self._waiting.leader_told(leader.topic, leader.partition, address=leader.address, epoch=leader.leader_epoch)
-        if not answer.leaders:  # a node that knows none of the topics answers at once, and is not asked again so soon
+        self._knew_nothing = asked.address if asked is not None and not told else ""
+        if not told:  # a node that knows none of the topics answers at once: nobody is asked again so soon
             self._not_before = self._began + self._wait_ms / 2000
 
     def take_failure(self, failure: FluxlogError) -> None:

@@ -122,9 +122,14 @@ COPY_CHUNK_BYTES_MAX: Final = 4 * MIB
 COPY_BYTES_PER_SECOND: Final = 64 * MIB
 """Of all replicas that a node copies, together; doubled each time that they did not get nearer to their leaders for
 COPY_PATIENCE seconds."""
+COPY_BYTES_PER_SECOND_MAX: Final = 1024 * MIB
 COPY_PATIENCE: Final = 10.0
 COPY_RETRY: Final = 1.0
-"""A request for a piece that was not answered is repeated after so many seconds."""
+COPY_RETRY_MAX: Final = 10.0
+"""A request for a piece that was not answered is repeated after so many seconds: twice what the last piece took, in
+these bounds."""
+COPY_ENTRIES_MAX: Final = 10_000
+"""In one piece: they are checked and written in one turn of the loop."""
 COPY_VOTERS_MIN: Final = 3
 """With fewer replicas no majority without the lost one can say what was committed."""
 VOTERS_MAX: Final = 5
@@ -214,8 +219,10 @@ assert ENTRY_FRAME_BYTES_MAX < 1 << 28, "a frame's length is a 4-byte varint"
 assert SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX
 assert 3 * HEARTBEAT_INTERVAL < ELECTION_TIMEOUT_MIN < ELECTION_TIMEOUT_MAX
 assert BATCH_BYTES_MAX < REPLICATION_WINDOW_BYTES <= PEER_BULK_BYTES_MAX
-assert COPY_CHUNK_BYTES <= COPY_CHUNK_BYTES_MAX, "with one entry more it must fit a message between nodes"
-assert COPY_CHUNK_BYTES_MAX + ENTRY_FRAME_BYTES_MAX + 4 * KIB < 2 * GRPC_MESSAGE_BYTES_MAX
+assert COPY_CHUNK_BYTES <= COPY_CHUNK_BYTES_MAX
+assert COPY_CHUNK_BYTES_MAX + ENTRY_FRAME_BYTES_MAX + 4 * KIB < 2 * GRPC_MESSAGE_BYTES_MAX, (
+    "with one entry more a piece must fit a message between nodes"
+)
 assert BATCH_BYTES_MAX <= PARTITION_QUEUE_BYTES_MAX <= NODE_QUEUE_BYTES_MAX
 assert GROUP_NAME_CHARS_MAX == TOPIC_NAME_CHARS_MAX, "one pattern checks both"
 assert SESSION_TIMEOUT_MS_MIN <= SESSION_TIMEOUT_MS_DEFAULT <= SESSION_TIMEOUT_MS_MAX

@@ -63,15 +63,17 @@ class CopyPace:
             self._judge(now)
         return self._free_at
 
-    def overtaken(self) -> None:
-        """A copy has to begin anew: what would have come next is gone at its leader."""
+    def overtaken(self, who: object) -> None:
+        """A copy has to begin anew: what would have come next is gone at its leader. What it misses then is news."""
+        self._missing.pop(who, None)
         self._raise()
         self._ask_for_more()
         self._judged_at, self._judged_missing = self._reactor.now(), sum(self._missing.values())
 
     def ended(self, who: object) -> None:
         """It copies no more, for now. Harmless when that is known."""
-        if self._missing.pop(who, None) is not None and not self._missing:
+        self._missing.pop(who, None)
+        if not self._missing:
             self._bytes_per_second = limits.COPY_BYTES_PER_SECOND
             self.piece_bytes = limits.COPY_CHUNK_BYTES
 
@@ -85,8 +87,9 @@ class CopyPace:
         self._judged_at, self._judged_missing = now, missing
 
     def _raise(self) -> None:
-        self._bytes_per_second *= 2
-        self._raised(self._bytes_per_second)
+        if self._bytes_per_second < limits.COPY_BYTES_PER_SECOND_MAX:
+            self._bytes_per_second *= 2
+            self._raised(self._bytes_per_second)
 
     def _ask_for_more(self) -> None:
         self.piece_bytes = min(2 * self.piece_bytes, limits.COPY_CHUNK_BYTES_MAX)

@@ -94,6 +94,11 @@ class Copying:
         self._when_idle: Callable[[], None] = lambda: None
         self._leader: tuple[int, NodeId] | None = None
         self._nonce = 0
+        """Of the request that is not answered; 0: none."""
+        self._asked: tuple[bytes, tuple[int, NodeId]] | None = None
+        """The last request, but for what differs when it is repeated, and who was asked."""
+        self._asked_at = 0.0
+        self._patience = limits.COPY_RETRY
         self._timer: Timer | None = None
         self._not_before = 0.0
         self._first_index = 0
@@ -213,7 +218,7 @@ class Copying:
         if wait > 0:
             self._at(wait, self._ask)
             return
-        self._at(limits.COPY_RETRY, self._ask)
+        self._at(self._patience, self._ask)
         if self._leader is None or self._context.disk_full():
             return
         message = peer_pb2.GroupMessage(
@@ -223,8 +228,6 @@ class Copying:
         )
         request = message.copy_request
         request.leader_term, request.behind = self._leader[0], self._beside
-        request.max_bytes = self._context.pace.piece_bytes
-        self._nonce = request.nonce = int(reactor.random() * (1 << 53)) + 1
         if self._log is not None:
             request.next_index = self._log.last_index + 1
             whole = self._log.last_index >= self._commit_index > 0
@@ -233,7 +236,19 @@ class Copying:
             request.next_index = self._first_index
         else:
             request.snapshot_index, request.snapshot_position = self._snapshot_index, len(self._snapshot)
+        self._note(request, self._leader)
+        request.nonce, request.max_bytes = self._nonce, self._context.pace.piece_bytes
         self._context.transport.send(self._leader[1], message)
+
+    def _note(self, request: peer_pb2.CopyRequest, leader: tuple[int, NodeId]) -> None:
+        """A request that is repeated keeps its nonce: what is on a slow way counts when it comes. Not one for the
+        admission, whose answer holds for what was known when it was asked for.
+        """
+        asked = (request.SerializeToString(), leader)
+        if self._nonce and asked == self._asked and not request.admit:
+            return
+        self._asked, self._asked_at = asked, self._context.reactor.now()
+        self._nonce = int(self._context.reactor.random() * (1 << 53)) + 1
 
     def receive(self, peer: NodeId, message: peer_pb2.GroupMessage) -> None:
         """Anything that a voter sends to this replica."""
@@ -244,6 +259,8 @@ class Copying:
             self.leader_heard(message.term, peer)
         elif body == "copy_reply" and message.copy_reply.nonce == self._nonce and not self._busy:
             self._nonce = 0
+            took = self._context.reactor.now() - self._asked_at  # not repeated before another one would have come
+            self._patience = min(max(limits.COPY_RETRY, 2 * took), limits.COPY_RETRY_MAX)
             self._take(peer, message)
 
     def leader_heard(self, term: int, peer: NodeId) -> None:
@@ -270,7 +287,7 @@ class Copying:
         elif self._log is None and not self._first_index:
             self._take_snapshot(reply)
         elif reply.first_index > (self._log.last_index + 1 if self._log else self._first_index):
-            self._context.pace.overtaken()
+            self._context.pace.overtaken(self)
             self._from_the_start(f"the leader's log begins with entry {reply.first_index} now")
         elif reply.frames:
             self._take_frames(list(reply.frames))

@@ -93,6 +93,12 @@ class Elections:
         rank = (voters.index(self._guard.node_id) - voters.index(leader) - 1) % len(voters)
         self.deadline = self._guard.now() + _GONE_AFTER + rank * _GONE_STEP
 
+    def leader_cut_off(self) -> None:
+        """The link to the leader broke: a timeout that was drawn when answers were slow is longer than need be."""
+        drawn = self.deadline
+        self._arm_timeout(self._heard_at)
+        self.deadline = min(drawn, self.deadline)
+
     def end(self) -> None:
         """No campaign is wanted any more."""
         self._asks, self._pre_vote = False, None

@@ -340,8 +340,11 @@ class Guard(LibraryTransport):
             return
         if self.is_leader:
             self.leading.peer_lost(peer)
-        elif gone and self.following.leader == peer:
-            self.elections.leader_gone(peer)
+        elif self.following.leader == peer:
+            if gone:
+                self.elections.leader_gone(peer)
+            else:
+                self.elections.leader_cut_off()
 
     @property
     def commit_index(self) -> RaftIndex:

@@ -262,7 +262,8 @@ class Heartbeats:
             return
         _, sent_at, listed = pair.outstanding.popleft()
         pair.answers = True
-        self.timeouts.answered(peer, self._reactor.now() - sent_at)
+        if reply.timeouts_follow:
+            self.timeouts.answered(peer, self._reactor.now() - sent_at)
         # first, so that what is named does not count as confirmed
         for number in reply.exceptions:
             if number < len(listed) and pair.rows.get(listed[number].row.group) is listed[number]:
@@ -284,7 +285,9 @@ class Heartbeats:
         for row in gone:
             self._lapsed(row.group)
         leader.heard_at = self._reactor.now()
-        reply = peer_pb2.HeartbeatListReply(process_nonce=heartbeat.process_nonce, round=heartbeat.round)
+        reply = peer_pb2.HeartbeatListReply(
+            process_nonce=heartbeat.process_nonce, round=heartbeat.round, timeouts_follow=True
+        )
         if len(leader.confirmed) < len(leader.rows):
             reply.exceptions.extend(self._compare(peer, leader))
         self._transport.send(peer, peer_pb2.GroupMessage(heartbeat_list_reply=reply))

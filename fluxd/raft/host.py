@@ -214,7 +214,8 @@ class Host(Replicas):
         if not self._stopped:
             self._notice_stall()
             self._campaigns.expire()
-            self.heartbeats.expire()
+            if self._reactor.now() >= self._grace_until:  # lists may have arrived
+                self.heartbeats.expire()
             if self._reactor.now() >= self._disk_check_at:
                 self._check_disk()
             self._reactor.call_at(self._reactor.now() + _ALIVE_EVERY, self._alive)
@@ -295,7 +296,10 @@ class Host(Replicas):
 
     def _timer_fired(self, group: Group) -> None:
         self._timers.pop(group.group_id, None)
-        if self.groups.get(group.group_id) is not group or self._stopped or group.role is Role.FAILED:
+        there = self.groups.get(group.group_id)
+        if there is not group and isinstance(there, Group):
+            group = there  # this was the timer of the one before it
+        if there is not group or self._stopped or group.role is Role.FAILED:
             return
         if group.deadline > self._reactor.now():
             self._arm(group)  # it has moved since: nothing to be done yet

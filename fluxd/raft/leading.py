@@ -242,7 +242,6 @@ class Leading:
             self._guard.count("reply_of_a_leaving_replica")
             return
         progress.replied_at = progress.told_at = now
-        progress.in_sync_for = self._guard.heartbeats.timeouts.in_sync(peer)
         progress.acked_sequence = max(progress.acked_sequence, reply.echoed_sequence)
         if reply.success:
             if reply.received_index > log.last_index:
@@ -293,6 +292,10 @@ class Leading:
         others = sum(1 for peer, p in self.progress.items() if peer != DISK_PEER and p.match >= index)
         known = others + (self._guard.journal.log.synced_index >= index)
         return max(known, (len(self._guard.peers) + 1) // 2 + 1)
+
+    def in_sync_until(self, peer: NodeId) -> float:
+        """When a follower is no longer a member of the ISR, unless it is heard until then."""
+        return self.progress[peer].in_sync_until(self._guard.heartbeats.timeouts.in_sync(peer))
 
     def in_contact(self) -> bool:
         """A majority, this replica included, was heard from within the minimum election timeout."""
@@ -345,11 +348,11 @@ class Leading:
         staying = [
             peer
             for peer, p in self.progress.items()
-            if peer != leaver and p.in_sync(now) and connected(peer) and now >= p.leaving_until
+            if peer != leaver and self.in_sync_until(peer) >= now and connected(peer) and now >= p.leaving_until
         ]
         if 2 * (len(staying) + 1) <= len(self.progress) + 1 or progress.match > self._guard.journal.commit_index:
             return False
-        progress.leaving_until = now + 2 * limits.IN_SYNC_TIMEOUT
+        progress.leaving_until = now + 2 * self._guard.heartbeats.timeouts.in_sync(leaver)
         progress.roused()
         return True
 

@@ -94,7 +94,10 @@ class Leaving:
         if group.role is Role.FAILED:  # or closed
             self._forget(damaged)
             return
-        damaged.timer = self._reactor.call_at(self._reactor.now() + _ASK_AGAIN, lambda: self._try(damaged))
+        damaged.timer = self._reactor.call_at(
+            self._reactor.now() + _ASK_AGAIN * damaged.group.guard.heartbeats.timeouts.slowness,
+            lambda: self._try(damaged),
+        )
         if group.role is Role.LEADER:
             self._hand_over(damaged)
         elif group.leader_id is not None:
@@ -104,7 +107,7 @@ class Leaving:
         now, leading = self._reactor.now(), damaged.group.guard.leading
         if now < damaged.hand_over_at or leading.handing_over:
             return
-        if any(progress.in_sync(now) for progress in leading.progress.values()):
+        if any(leading.in_sync_until(peer) >= now for peer in leading.progress):
             damaged.hand_over_at = now + damaged.patience
             damaged.patience = min(2 * damaged.patience, _HAND_OVER_AGAIN[1])
             damaged.group.transfer(None)

@@ -53,8 +53,6 @@ class Progress:
     """When the library was last told that this follower is there."""
     rest: Rest | None = None
     """The group rests towards this follower: it is a row of its node's heartbeat."""
-    in_sync_for: float = limits.IN_SYNC_TIMEOUT
-    """A member of the ISR is one for so long without another answer."""
     caught_up_at: float = NEVER
     """Last time when everything that the leader had was on this follower's disk."""
     heartbeat_at: float = NEVER
@@ -167,12 +165,11 @@ class Progress:
             self.rest = None
             self.heartbeat_at = NEVER
 
-    @property
-    def in_sync_until(self) -> float:
-        """When it is no longer a member of the ISR, unless it is heard until then."""
-        caught_up_at = max(self.caught_up_at, self.rest.heard_at) if self.rest else self.caught_up_at
-        return caught_up_at + self.in_sync_for
+    def in_sync_until(self, allowed: float) -> float:
+        """When it is no longer a member of the ISR, unless it is heard until then.
 
-    def in_sync(self, now: float) -> bool:
-        """Member of the ISR."""
-        return now <= self.in_sync_until
+        Args:
+            allowed: for so many seconds it is one without an answer (`Timeouts.in_sync`).
+        """
+        caught_up_at = max(self.caught_up_at, self.rest.heard_at) if self.rest else self.caught_up_at
+        return caught_up_at + allowed

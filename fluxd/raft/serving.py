@@ -68,7 +68,8 @@ class CopyServing:
             index = RaftIndex(request.next_index)
             wanted = request.max_bytes or limits.COPY_CHUNK_BYTES
             max_bytes = min(wanted, limits.COPY_CHUNK_BYTES_MAX)
-            plan = log.plan_entries(index, max_bytes=max_bytes, end_index=commit_index)
+            end_index = RaftIndex(min(commit_index, index + limits.COPY_ENTRIES_MAX - 1))
+            plan = log.plan_entries(index, max_bytes=max_bytes, end_index=end_index)
             if isinstance(plan, list):
                 self._reply(peer, request, _with_frames(plan))
             else:

@@ -121,7 +121,8 @@ class Standing:
         for peer in self.guard.peers:
             progress = self.guard.leading.progress[peer]
             on_disk = 0 if progress.is_copying else progress.match  # that was another disk, or is set aside
-            follower = status.followers.add(node_id=peer, durable_index=on_disk, in_sync=progress.in_sync(now))
+            in_sync = self.guard.leading.in_sync_until(peer) >= now
+            follower = status.followers.add(node_id=peer, durable_index=on_disk, in_sync=in_sync)
             if progress.acked_sequence and not progress.is_copying:
                 follower.last_heard_ms = round((now - progress.heard_at) * 1000)
         return status
@@ -133,11 +134,12 @@ class Standing:
         if self.guard.now() >= self._encoded_until:
             status, until = self.leader_status(), NEVER_DUE
             for follower in status.followers:
-                progress = self.guard.leading.progress[NodeId(follower.node_id)]
+                peer = NodeId(follower.node_id)
+                progress = self.guard.leading.progress[peer]
                 follower.rests = progress.rest is not None and progress.rest.heard_at != NEVER
                 if follower.rests:
                     follower.ClearField("last_heard_ms")
-                until = min(until, progress.in_sync_until if follower.rests else NEVER)
+                until = min(until, self.guard.leading.in_sync_until(peer) if follower.rests else NEVER)
             self._encoded_status, self._encoded_until = status.SerializeToString(), until
         return self._encoded_status
 

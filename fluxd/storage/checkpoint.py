@@ -112,21 +112,30 @@ class StateFile:
             file = fs.open(path, rests=True)
         except FileNotFoundError:
             return None
-        opened = cls(file)
-        if opened.state is None:
+        try:
+            opened = cls(file)
+            if opened.state is not None:
+                opened._make_found_durable()
+                return opened
+        except OSError:
             file.close()
-            return None
-        opened._make_found_durable()
-        return opened
+            raise
+        file.close()
+        return None
 
     def reopen(self, fs: FileSystem, path: str) -> StateFile:
         """The same file on another handle, after an error: what is durable in it is remembered, not read. One that is
         gone is made anew, of the same."""
         try:
-            again = StateFile(fs.open(path, rests=True))
+            file = fs.open(path, rests=True)
         except FileNotFoundError:
             assert self.state is not None
             return StateFile.create(fs, path, self.state)  # its name is synced before the log is open
+        try:
+            again = StateFile(file)
+        except OSError:
+            file.close()
+            raise
         again.state, again._sequence, again._slot = self.state, self._sequence, self._slot
         return again
 

@@ -37,12 +37,19 @@ def create_files(fs: FileSystem, directory: str, generation: int, frame: bytes) 
     stamp = read_stamp(frame)
     path = f"{directory}/{segment_name(stamp.raft_index)}"
     segment = Segment(path, stamp, 0, index=SegmentIndex(), file=fs.open(path, create=True, rests=True))
-    segment.append(frame, stamp)
     assert segment.file is not None
-    segment.file.sync()
-    fs.sync_directory(directory)
-    mark = Mark(segment.first_index, segment.size, stamp.raft_index)
-    checkpoint = Checkpoint(stamp.raft_index, stamp.leader_epoch, generation)
-    state = StateFile.create(fs, f"{directory}/{STATE_NAME}", State(mark, checkpoint))
-    fs.sync_directory(directory)
+    files: list[Segment | StateFile] = [segment]
+    try:
+        segment.append(frame, stamp)
+        segment.file.sync()
+        fs.sync_directory(directory)
+        mark = Mark(segment.first_index, segment.size, stamp.raft_index)
+        checkpoint = Checkpoint(stamp.raft_index, stamp.leader_epoch, generation)
+        state = StateFile.create(fs, f"{directory}/{STATE_NAME}", State(mark, checkpoint))
+        files.append(state)
+        fs.sync_directory(directory)
+    except OSError:
+        for file in files:
+            file.close()
+        raise
     return Recovered([segment], stamp, state)

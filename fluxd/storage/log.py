@@ -156,9 +156,11 @@ class PartitionLog:
             log = cls(fs, directory, group, recovered, generation, segment_bytes=segment_bytes)
             log._sealed = after is not None
             return log
-        except CorruptDataError as error:  # the checkpoint lies in an older segment, which is damaged
+        except (CorruptDataError, OSError) as error:  # the checkpoint lies in an older segment, which is read
             recovered.segments[-1].close()
             recovered.state.close()
+            if isinstance(error, OSError):
+                raise
             raise LogCorrupt(str(error)) from error
 
     # ---- where it begins and ends

@@ -362,9 +362,12 @@ class HeartbeatListReply(_message.Message):
     PROCESS_NONCE_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     EXCEPTIONS_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_FOLLOW_FIELD_NUMBER: _builtins.int
     process_nonce: _builtins.int
     """Echoed."""
     round: _builtins.int
+    timeouts_follow: _builtins.bool
+    """The receiver's election timeouts follow the round trips: to it heartbeats may be sent as seldom as these allow. Older nodes do not say so."""
     @_builtins.property
     def exceptions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Row numbers, from 0."""
@@ -375,10 +378,11 @@ class HeartbeatListReply(_message.Message):
         process_nonce: _builtins.int = ...,
         round: _builtins.int = ...,
         exceptions: _abc.Iterable[_builtins.int] | None = ...,
+        timeouts_follow: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exceptions", b"exceptions", "process_nonce", b"process_nonce", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exceptions", b"exceptions", "process_nonce", b"process_nonce", "round", b"round", "timeouts_follow", b"timeouts_follow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 FILES = 160
 PARTITIONS = 150
 TOPIC = "many"
+PRODUCER = bytes(range(16))
 
 
 def _open_files(node: NodeProcess) -> list[str]:
@@ -33,9 +34,11 @@ def _of_partitions(node: NodeProcess) -> int:
     return sum("/partitions/" in path for path in _open_files(node))
 
 
-def _write(node: NodeProcess, value: bytes) -> None:
-    for partition in range(PARTITIONS):
-        request = produce_request(TOPIC, value, partition=partition, timeout_ms=5_000)
+def _write(node: NodeProcess, value: bytes, sequence: int) -> None:
+    for partition in range(PARTITIONS):  # with a producer id: what is committed late is not written twice
+        request = produce_request(
+            TOPIC, value, partition=partition, timeout_ms=5_000, producer_id=PRODUCER, base_sequence=sequence
+        )
         wait_until(partial(node.log_stub.Produce, request, timeout=6), f"{TOPIC}-{partition} is written")
 
 
@@ -50,12 +53,12 @@ def test_more_partitions_than_open_files(tmp_path: Path) -> None:
         cluster.wait_ready()
         assert '"file_limit_found_low"' in node.log_text
         cluster.create_topic(TOPIC, partitions=PARTITIONS, replication_factor=1)
-        _write(node, b"one")
+        _write(node, b"one", 0)
         assert 0 < _of_partitions(node) <= FILES // 2 + 8
         node.kill()
         node.start()
         cluster.wait_ready()
-        _write(node, b"two")
+        _write(node, b"two", 1)
         assert 0 < _of_partitions(node) <= FILES // 2 + 8
         for partition in range(PARTITIONS):
             assert fetch_values(node, TOPIC, partition) == [b"one", b"two"]

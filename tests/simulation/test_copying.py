@@ -71,6 +71,18 @@ def test_a_wiped_replica_comes_back_and_counts_again() -> None:
     lab.commit(1, b"with the copy's acknowledgement")
 
 
+def test_pieces_that_take_longer_than_a_request_is_waited_for_count_all_the_same() -> None:
+    """A request that is repeated keeps its nonce; else each answer would come for one that is no longer asked."""
+    lab = lab_with(records=8)
+    lab.network.weather.delay_low = lab.network.weather.delay_high = 0.6 * limits.COPY_RETRY
+    lab.run(10.0)
+    wipe(lab, 3)
+    lab.until(healed(lab), within=60.0)
+    leader = lab.leader()
+    assert leader is not None
+    assert lab.values(3) == lab.values(leader)
+
+
 def test_a_producer_faster_than_the_pace_does_not_keep_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """It gains nothing at first, so the pace is raised until it does."""
     monkeypatch.setattr(limits, "COPY_BYTES_PER_SECOND", 400_000)

@@ -313,3 +313,4 @@ def test_entries_that_are_there_already_truncate_nothing_behind_them() -> None:
     _say(lab, 1, 2, first)
     assert lab[2].log.last_index == last
     assert lab.counts["truncations"] == 0
+    assert lab[2].role is Role.FOLLOWER, lab[2].why

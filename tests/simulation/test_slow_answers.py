@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fluxd.core import limits
 from fluxd.core.types import NodeId
-from tests.simulation.lab import Lab, is_list
-from tests.simulation.test_heartbeats import heartbeats, progress, resting
+from tests.simulation.lab import Lab, Message, is_list
+from tests.simulation.test_heartbeats import heartbeats, is_list_reply, progress, resting
 
 SLOW = 1.5
 """Seconds that a message takes at most; quick ones overtake."""
@@ -62,3 +62,47 @@ def test_lists_go_to_nodes_towards_which_nothing_rests() -> None:
     assert progress(lab, 2).rest is None or lab.leader() == 1
     assert any(is_list(message) for source, to, message in lab.network.sent if (source, to) == (NodeId(2), NodeId(3)))
     assert set(heartbeats(lab, 2).answered()) == {1, 3}
+
+
+def test_who_was_let_go_is_out_of_sync_before_it_counts_again() -> None:
+    """Else a second one might be let go for it, and nobody would be left."""
+    lab = slow()
+    lab.until(lambda: lab.leader() is not None, within=20.0)
+    leader = lab.leader()
+    assert leader is not None
+    leading = lab[leader].guard.leading
+    lab.until(lambda: all(leading.in_sync_until(peer) > lab.simulator.now for peer in leading.progress), within=30.0)
+    leaver, other = leading.progress
+    assert leading.may_leave(leaver)
+    until = leading.progress[leaver].leaving_until
+    assert until > leading.in_sync_until(leaver)
+    assert not leading.may_leave(other)
+
+
+def test_nodes_whose_timeouts_are_fixed_get_heartbeats_as_before() -> None:
+    """Those of an older version answer lists, too."""
+    lab = Lab()
+
+    def as_older(source: NodeId, target: NodeId, message: Message) -> bool:
+        if is_list_reply(message):
+            message.heartbeat_list_reply.ClearField("timeouts_follow")
+        return False
+
+    lab.network.hold = as_older
+    lab.elect(1)
+    lab.network.weather.delay_low = lab.network.weather.delay_high = 0.4
+    lab.run(10.0)
+    for number in lab.nodes:
+        timeouts = heartbeats(lab, number).timeouts
+        assert timeouts.election_min == limits.ELECTION_TIMEOUT_MIN
+        assert timeouts.heartbeat_interval(NodeId(number % 3 + 1)) == limits.HEARTBEAT_INTERVAL
+
+
+def test_a_timeout_drawn_when_answers_were_slow_is_drawn_again_when_the_link_breaks() -> None:
+    lab = resting()
+    lab[2].guard.stir()
+    lab[2].guard.elections.deadline = lab.simulator.now + 60.0
+    host = lab.nodes[NodeId(2)].host
+    assert host is not None
+    host.peer_down(NodeId(1), gone=False)
+    assert lab[2].guard.elections.deadline <= lab.simulator.now + limits.ELECTION_TIMEOUT_MAX

@@ -112,8 +112,8 @@ def test_who_was_overtaken_is_faster_at_once() -> None:
     clock, raised = Clock(), list[int]()
     pace = CopyPace(clock.reactor, raised.append)
     pace.spend("one", _PIECE, missing=1_000)
-    pace.overtaken()
-    pace.overtaken()
+    pace.overtaken("one")
+    pace.overtaken("one")
     assert raised == [2 * limits.COPY_BYTES_PER_SECOND, 4 * limits.COPY_BYTES_PER_SECOND]
     assert pace.piece_bytes == 4 * _PIECE == limits.COPY_CHUNK_BYTES_MAX
     pace.ended("one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -372,9 +373,10 @@ def test_a_reader_that_nobody_serves_waits_for_the_news(unserved: FakeCluster) -
     """One call for all partitions; each is asked for once more, when there is a leader."""
     with Client(list(unserved.addresses.values())) as client:
         with Reader(client, "t", dict.fromkeys(range(3), 0)) as reader:
-            asked = 0
+            asked, give_up_at = 0, time.monotonic() + DEADLINE_S
             while asked < 3:
                 assert reader.poll(0.1) is None
+                assert time.monotonic() < give_up_at
                 while not unserved.asked.empty():
                     asked = unserved.asked.get()
             unserved.elected.set()

@@ -350,3 +350,22 @@ def test_the_bound_leaves_half_to_others() -> None:
     """Connections and reads need descriptors, too."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert Descriptors().limit == (sys.maxsize if allowed == resource.RLIM_INFINITY else allowed // 2)
+
+
+def test_what_cannot_be_opened_or_made_keeps_no_descriptor(
+    fs: RealFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk refuses syncs each replica is tried again and again: what was left open would never rest."""
+    group = GroupId(bytes(16), 0)
+    PartitionLog.create(fs, "log", group, 1, segment_bytes=1 << 20).close()
+
+    def refused(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", refused)
+    for number in range(3):
+        with pytest.raises(OSError, match="Input/output"):
+            PartitionLog.open(fs, "log", group, 1, segment_bytes=1 << 20)
+        with pytest.raises(OSError, match="Input/output"):
+            PartitionLog.create(fs, f"new{number}", group, 1, segment_bytes=1 << 20)
+    assert open_in_this_process(tmp_path) == []

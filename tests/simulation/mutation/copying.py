@@ -22,8 +22,14 @@ MUTANTS = (
     Mutant(
         "copy-overtaken",
         "a copy whose next entries are gone at the leader is faster the next time",
-        (Edit(_COPYING, "self._context.pace.overtaken()", "pass"),),
+        (Edit(_COPYING, "self._context.pace.overtaken(self)", "pass"),),
         guard="tests/simulation/test_catching_up.py::test_a_copy_that_the_pace_holds_up_is_overtaken_a_few_times_only",
+    ),
+    Mutant(
+        "copy-late-answers",
+        "an answer that comes after its request was repeated counts",
+        (Edit(_COPYING, "if self._nonce and asked == self._asked and not request.admit:", "if False:"),),
+        guard=_TESTS + "test_pieces_that_take_longer_than_a_request_is_waited_for_count_all_the_same",
     ),
     Mutant(
         "copy-confirmed",

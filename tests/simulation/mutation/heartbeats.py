@@ -137,6 +137,24 @@ MUTANTS = (
         guard=_SLOW + "test_its_group_comes_to_rest",
     ),
     Mutant(
+        "timeouts-leaver",
+        "who was let go is out of sync before it counts again",
+        (
+            Edit(
+                _LEADING,
+                "now + 2 * self._guard.heartbeats.timeouts.in_sync(leaver)",
+                "now + 2 * limits.IN_SYNC_TIMEOUT",
+            ),
+        ),
+        guard=_SLOW + "test_who_was_let_go_is_out_of_sync_before_it_counts_again",
+    ),
+    Mutant(
+        "timeouts-older",
+        "C6' heartbeats to nodes with fixed timeouts are as frequent as ever",
+        (Edit(_HEARTBEATS, "if reply.timeouts_follow:", "if True:"),),
+        guard=_SLOW + "test_nodes_whose_timeouts_are_fixed_get_heartbeats_as_before",
+    ),
+    Mutant(
         "timeouts-lists",
         "C6' lists go to each node that can be reached",
         (Edit(_HEARTBEATS, "        self._pairs.setdefault(peer, _Pair())\n\n", "        pass\n\n"),),
@@ -323,7 +341,7 @@ MUTANTS = (
         (
             Edit(
                 "fluxd/raft/standing.py",
-                "min(until, progress.in_sync_until if follower.rests else NEVER)",
+                "min(until, self.guard.leading.in_sync_until(peer) if follower.rests else NEVER)",
                 "min(until, until if follower.rests else NEVER)",
             ),
         ),
