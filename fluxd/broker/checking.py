@@ -104,7 +104,7 @@ class CheckingReplicas:
             try:
                 at = await self._reactor.read(piece.read)
             except (CorruptDataError, OSError):
-                if scrub.is_gone(piece):
+                if scrub.is_gone(piece.segment):
                     continue
                 raise
             out.verified_bytes += at.size

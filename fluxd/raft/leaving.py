@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fluxd.core import limits
 from fluxd.core.runtime import Reactor, Timer
-from fluxd.core.types import GroupId, NodeId
+from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxd.storage.errors import is_damage
@@ -51,6 +51,8 @@ def hand_over(reactor: Reactor, active: Callable[[], list[Group]], done: Callabl
 class _Damaged:
     group: Group
     why: str
+    segment: RaftIndex | None
+    """Where it is; None: not known."""
     nonce: int = 0
     hand_over_at: float = 0.0
     patience: float = _HAND_OVER_AGAIN[0]
@@ -76,7 +78,7 @@ class Leaving:
         known = self._damaged.get(group.group_id)
         if not is_damage(error) or (known is not None and known.group is group):
             return
-        damaged = _Damaged(group, f"its log is damaged: {error}")
+        damaged = _Damaged(group, f"its log is damaged: {error}", group.log.scrub.segment_of(error))
         group.why = damaged.why
         self._log_event("log_damaged", group=str(group.group_id), why=str(error))
         self._damaged[group.group_id] = damaged
@@ -93,6 +95,11 @@ class Leaving:
             damaged.timer.cancel()
         if group.role is Role.FAILED:  # or closed
             self._forget(damaged)
+            return
+        if damaged.segment is not None and group.log.scrub.is_gone(damaged.segment):
+            self._forget(damaged)
+            group.why = "" if group.why == damaged.why else group.why
+            self._log_event("damage_trimmed", group=str(group.group_id), why=damaged.why)
             return
         damaged.timer = self._reactor.call_at(
             self._reactor.now() + _ASK_AGAIN * damaged.group.guard.heartbeats.timeouts.slowness,

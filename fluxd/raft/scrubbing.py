@@ -206,7 +206,7 @@ class Scrubber:
                 self._at = found[0]
                 self._bytes += found[0].size
                 return found[0].size
-            if not group.log.scrub.is_gone(piece):
+            if not group.log.scrub.is_gone(piece.segment):
                 group.read_failed(error)
                 self._next_group()
             return limits.SCRUB_PIECE_BYTES

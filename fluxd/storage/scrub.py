@@ -95,9 +95,17 @@ class LogScrub:
         )
         return Piece(segment.first_index, read)
 
-    def is_gone(self, piece: Piece) -> bool:
-        """What could not be read is no more part of the log: nothing is wrong."""
-        return all(segment.first_index != piece.segment for segment in self._segments.all)
+    def is_gone(self, segment: RaftIndex) -> bool:
+        """What could not be read is no more part of the log: nothing is wrong.
+
+        Args:
+            segment: its first index.
+        """
+        return all(there.first_index != segment for there in self._segments.all)
+
+    def segment_of(self, error: BaseException) -> RaftIndex | None:
+        """First index of the segment that an error names; None: it names none of this log's."""
+        return next((there.first_index for there in self._segments.all if there.path in str(error)), None)
 
     def segment_ends(self, end_index: RaftIndex) -> dict[RaftIndex, tuple[Offset, int]]:
         """Last entries of the segments that end at or before an entry, ascending: (offset behind it, checksum), as the

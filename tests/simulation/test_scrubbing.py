@@ -160,6 +160,21 @@ def test_of_two_replicas_the_damaged_one_stays() -> None:
     lab.commit(1, b"with a damaged replica")
 
 
+def test_damage_that_is_trimmed_is_told_no_more() -> None:
+    """Where there is nobody to copy from: the next segments are sound."""
+    lab = lab_with(nodes=1)
+    node(lab, 1).disk.flip_bit(SEGMENT, POSITION)
+    scrub(lab, 1)
+    lab.until(damaged(lab, 1))
+    assert SEGMENT in lab[1].why
+    lab[1].trim(lab[1].high_watermark, lambda error: None)
+    lab.until(lambda: not lab[1].why)
+    assert lab[1].log.first_index > RaftIndex(1)
+    lab.run(5)
+    assert not lab[1].why
+    assert len(events(node(lab, 1), "log_damaged")) == 1
+
+
 def test_a_leader_that_cannot_be_replaced_goes_on() -> None:
     """Its followers are gone or far behind."""
     lab = lab_with()
@@ -223,9 +238,9 @@ def test_a_trimmed_segment_is_no_damage() -> None:
     scrub(lab, 3)
     piece = lab[3].log.scrub.next_piece(Verified(), end_index=lab[3].commit_index, max_bytes=1, closed_only=True)
     assert piece is not None
-    assert not lab[3].log.scrub.is_gone(piece)
+    assert not lab[3].log.scrub.is_gone(piece.segment)
     lab[1].trim(lab[1].high_watermark, lambda error: None)
     lab.until(lambda: lab[3].log.first_index > RaftIndex(1))
     lab.run(5)
-    assert lab[3].log.scrub.is_gone(piece)
+    assert lab[3].log.scrub.is_gone(piece.segment)
     assert not damaged(lab, 3)()

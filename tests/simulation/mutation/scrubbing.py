@@ -33,12 +33,24 @@ MUTANTS = (
         guard=_UNIT + "test_the_segment_that_is_written_can_be_left_out",
     ),
     Mutant(
+        "scrub-damage-trimmed",
+        "damage that was trimmed is told no more",
+        (
+            Edit(
+                "fluxd/raft/leaving.py",
+                "if damaged.segment is not None and group.log.scrub.is_gone(damaged.segment):",
+                "if False:",
+            ),
+        ),
+        guard="tests/simulation/test_scrubbing.py::test_damage_that_is_trimmed_is_told_no_more",
+    ),
+    Mutant(
         "scrub-trimmed",
         "what was trimmed while it was read is no damage",
         (
             Edit(
                 _SCRUB,
-                "return all(segment.first_index != piece.segment for segment in self._segments.all)",
+                "return all(there.first_index != segment for there in self._segments.all)",
                 "return False",
             ),
         ),
