@@ -398,4 +398,22 @@ class Copying:
         self._context.pace.ended(self)
         self._log.close()
         self._log = None
-        self._blocking([lambda: copies.finish(self._context.fs, self._spec.group_id)], self._context.finished)
+        self._finish()
+
+    def _finish(self) -> None:
+        """The mark goes. Tried again until it has gone durably: nothing else is missing, and what is there would be set
+        aside if the copy began again.
+        """
+        self._busy = self._working = True
+
+        def done(error: BaseException | None) -> None:
+            self._working = False
+            if self._closed:
+                self._when_idle()
+            elif error is not None:
+                self._context.log_event("copy_not_finished", group=str(self._spec.group_id), why=str(error))
+                self._at(_AGAIN_AFTER, self._finish)
+            else:
+                self._context.finished()
+
+        self._context.reactor.run_blocking([lambda: copies.finish(self._context.fs, self._spec.group_id)], done)

@@ -435,7 +435,8 @@ class Invariants:
         if leader is not None and leader.role is Role.LEADER and leader.term == message.term and durable:
             received = message.append_reply.received_index
             own = node.group
-            assert own is not None
+            if own is None:
+                return  # it has failed since it said so
             for index in (durable, received):
                 if index < max(leader.log.first_index, own.log.first_index):
                     continue  # trimmed

@@ -3,15 +3,18 @@ whatever its predecessor had promised."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
 
 from fluxd.core import limits
-from fluxd.core.types import NodeId
+from fluxd.core.types import GroupId, NodeId
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.proposal import Committed
 from fluxd.raft.spec import Role
+from fluxd.storage import copies
+from fluxd.storage.filesystem import FileSystem
 from tests.simulation.disk import PowerCut
 from tests.simulation.lab import Lab, Message, is_append, is_reply
 from tests.simulation.node import GROUP, SimNode
@@ -81,6 +84,27 @@ def test_pieces_that_take_longer_than_a_request_is_waited_for_count_all_the_same
     leader = lab.leader()
     assert leader is not None
     assert lab.values(3) == lab.values(leader)
+
+
+def test_an_error_at_the_very_end_does_not_begin_the_copy_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replica has been admitted, and may be needed: here another one is lost in that moment."""
+    lab, real, failed = lab_with(), copies.finish, list[GroupId]()
+
+    def finish(fs: FileSystem, group: GroupId) -> None:
+        if not failed:
+            failed.append(group)
+            fs.remove(f"partitions/{group.directory_name}/{copies.MARK}")
+            raise OSError(errno.EIO, "the directory's sync failed")
+        real(fs, group)
+
+    monkeypatch.setattr(copies, "finish", finish)
+    wipe(lab, 3)
+    lab.until(lambda: bool(failed))
+    lab.kill(2)
+    node(lab, 2).wipe()
+    lab.until(healed(lab), within=30.0)
+    assert len(lab.values(3)) == 4
+    lab.commit(1, b"with the copy's acknowledgement")
 
 
 def test_a_producer_faster_than_the_pace_does_not_keep_it_out(monkeypatch: pytest.MonkeyPatch) -> None:

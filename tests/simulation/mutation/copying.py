@@ -26,6 +26,12 @@ MUTANTS = (
         guard="tests/simulation/test_catching_up.py::test_a_copy_that_the_pace_holds_up_is_overtaken_a_few_times_only",
     ),
     Mutant(
+        "copy-finish-again",
+        "what was admitted is not copied once more when its mark could not be removed",
+        (Edit(_COPYING, "self._at(_AGAIN_AFTER, self._finish)", "self._begin_again(str(error))"),),
+        guard=_TESTS + "test_an_error_at_the_very_end_does_not_begin_the_copy_again",
+    ),
+    Mutant(
         "copy-late-answers",
         "an answer that comes after its request was repeated counts",
         (Edit(_COPYING, "if self._nonce and asked == self._asked and not request.admit:", "if False:"),),
