@@ -92,8 +92,10 @@ def test_a_sender_and_a_reader_ask_no_more_than_they_have_to(cluster: Cluster) -
     assert 1 <= methods["Admin/AwaitLeaders"] <= awaited_max
     assert methods["Admin/DescribeTopics"] == 0
     assert methods["Admin/DescribeCluster"] <= len(alive) * 2, "each stream begins with one"
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith(("sender", "produce"))]
+    wait_until(
+        lambda: not any(thread.name.startswith(("sender", "produce")) for thread in threading.enumerate()),
+        "its threads have ended",
+    )
 
 
 def test_readers_of_a_partition_without_any_replica_are_told_when_it_is_back(cluster: Cluster) -> None:
