@@ -39,7 +39,10 @@ class DiskFaults:
 
     def may_end(self, node: SimNode) -> bool:
         """A process that ends between a failed sync and its repair may leave what looks like damage."""
-        if not node.has_holes or node.wiped:
+        if node.wiped:  # counts already; its votes may go, too
+            node.votes_lost = node.votes_lost or VOTES in node.disk.lossy_files()
+            return True
+        if not node.has_holes:
             return True
         if not self._may_lose():
             self._world.counts["excluded_holes"] += 1

@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.world import World
 
 
-@pytest.mark.parametrize("seed", [29, 54, 509, 1070, 1107, 1113, *range(1, 11)])
+@pytest.mark.parametrize("seed", [29, 54, 509, 1070, 1107, 1113, 2101309, *range(1, 11)])
 def test_seed(seed: int) -> None:
     """No promise is broken, and the run was not an empty one."""
     world = World(seed)
