@@ -36,9 +36,6 @@ from fluxd.raft.transport import Transport
 from fluxlog.v1 import peer_pb2
 
 _SILENT_EARLIER = 0.5 * limits.HEARTBEAT_INTERVAL
-"""A list that was not answered so long before the election timeout ends: groups for which no majority is left are
-stepped, so that they notice. The others go on resting: a node that is slow to answer must not be sent many messages
-instead of one. A list that did not come within this time: the followers' election timers go on."""
 _OUTSTANDING_MAX = 32
 _PAST_PROCESSES = 16
 _NONCE_BITS = 53
@@ -207,6 +204,13 @@ class Heartbeats:
         self.counters: Counter[str] = Counter()
         self.timeouts = Timeouts()
 
+    @property
+    def _silent_after(self) -> float:
+        """Seconds. A list that was not answered for so long: groups for which no majority is left are stepped, so that
+        they notice. The others go on resting: a node that is slow to answer must not be sent many messages instead of
+        one. A list that did not come for so long: the followers' election timers go on."""
+        return self.timeouts.election_min - _SILENT_EARLIER
+
     # ------------------------------------------------------------------ the leader's side
     def rest(self, peer: NodeId, row: Row, *, roused: Callable[[], None], silent: Callable[[], None]) -> Rest | None:
         """List a group from the next round on; None: that node does not answer lists (now)."""
@@ -221,7 +225,7 @@ class Heartbeats:
         """Every HEARTBEAT_INTERVAL: one list for each node that groups here wanted to rest towards."""
         now = self._reactor.now()
         for peer, pair in self._pairs.items():
-            if pair.outstanding and now - pair.outstanding[0][1] >= self.timeouts.election_min - _SILENT_EARLIER:
+            if pair.outstanding and now - pair.outstanding[0][1] >= self._silent_after:
                 self.counters["silent_rounds"] += 1
                 for rest in tuple(pair.rows.values()):
                     rest.silent()
@@ -309,9 +313,6 @@ class Heartbeats:
     def expire(self) -> None:
         """Now and then: followers of nodes from which no list comes look for themselves."""
         for leader in self._leaders.values():
-            if (
-                leader.confirmed
-                and self._reactor.now() - leader.heard_at >= self.timeouts.election_min - _SILENT_EARLIER
-            ):
+            if leader.confirmed and self._reactor.now() - leader.heard_at >= self._silent_after:
                 for row in tuple(leader.confirmed):
                     self._lapsed(row.group)

@@ -218,4 +218,5 @@ def test_a_damaged_file_of_a_node_is_told_until_it_is_mended(tmp_path: Path, nam
         scene.write(2)
         in_the_way.rmdir()
         wait_until(lambda: not told("nodes", "list", "--output", "json"), "it is mended", HEALING)
+        assert '"event": "file_mended"' in node.log_text
         scene.check()

@@ -245,6 +245,7 @@ def test_a_leader_whose_process_is_gone_is_replaced_at_once() -> None:
     lab = resting()
     lab.kill(1)
     lab.until(lambda: lab.leader() in (2, 3), within=0.5 * TIMEOUT)
+    assert [lab[number].term for number in (2, 3)] == [2, 2], "in the first election"
 
 
 # ---------------------------------------------------------------------- many replicas

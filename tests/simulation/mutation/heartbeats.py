@@ -105,7 +105,7 @@ MUTANTS = (
         (
             Edit(
                 _HEARTBEATS,
-                "if pair.outstanding and now - pair.outstanding[0][1] >= self.timeouts.election_min - _SILENT_EARLIER:",
+                "if pair.outstanding and now - pair.outstanding[0][1] >= self._silent_after:",
                 "if False:",
             ),
         ),
