@@ -108,6 +108,8 @@ class CheckingReplicas:
                     continue
                 raise
             out.verified_bytes += at.size
+            if at.is_end:
+                group.read_again(piece.segment)
         out.verified_index = at.last.raft_index if at.last is not None else 0
 
     async def _add_checksums(self, group: Group, wanted: list[int], out: admin_pb2.CheckReplicaResponse) -> None:

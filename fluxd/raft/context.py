@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fluxd.core.runtime import Reactor
-from fluxd.core.types import NodeId
+from fluxd.core.types import NodeId, RaftIndex
 from fluxd.raft.campaigns import Campaigns
 from fluxd.raft.heartbeats import Heartbeats
 from fluxd.raft.transport import Transport
@@ -36,3 +36,5 @@ class GroupContext:
     """Only the reserve of free space is left."""
     read_failed: Callable[[Group, BaseException], None]
     """A read of committed entries failed."""
+    read_again: Callable[[Group, RaftIndex], None]
+    """A segment (its first index) was read from end to end, and is sound."""

@@ -457,6 +457,14 @@ class Group(Standing):
         if not self._failed:
             self._context.read_failed(self, error)
 
+    def read_again(self, segment: RaftIndex) -> None:
+        """A segment was read from end to end, and is sound.
+
+        Args:
+            segment: its first index.
+        """
+        self._context.read_again(self, segment)
+
     def disk_hangs(self) -> None:
         """The log's sync has not returned for an election timeout: a leader hands over to a peer whose disk has all."""
         if self.guard.is_leader and not self.guard.leading.handing_over and self.guard.leading.caught_up_peer(None):

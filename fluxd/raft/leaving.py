@@ -87,6 +87,19 @@ class Leaving:
         group.on_role.append(damaged.listener)
         damaged.listener()
 
+    def read_again(self, group: Group, segment: RaftIndex) -> None:
+        """A segment (its first index) was read from end to end, and is sound: also where it could not be read before,
+        if the replica has not left meanwhile."""
+        damaged = self._damaged.get(group.group_id)
+        if damaged is not None and damaged.group is group and damaged.segment == segment:
+            self._is_well(damaged, "damage_read_again")
+
+    def _is_well(self, damaged: _Damaged, event: str) -> None:
+        group = damaged.group
+        self._forget(damaged)
+        group.why = "" if group.why == damaged.why else group.why
+        self._log_event(event, group=str(group.group_id), why=damaged.why)
+
     def _try(self, damaged: _Damaged) -> None:
         group = damaged.group
         if self._damaged.get(group.group_id) is not damaged:
@@ -97,9 +110,7 @@ class Leaving:
             self._forget(damaged)
             return
         if damaged.segment is not None and group.log.scrub.is_gone(damaged.segment):
-            self._forget(damaged)
-            group.why = "" if group.why == damaged.why else group.why
-            self._log_event("damage_trimmed", group=str(group.group_id), why=damaged.why)
+            self._is_well(damaged, "damage_trimmed")
             return
         damaged.timer = self._reactor.call_at(
             self._reactor.now() + _ASK_AGAIN * damaged.group.guard.heartbeats.timeouts.slowness,

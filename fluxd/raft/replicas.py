@@ -181,8 +181,8 @@ class Replicas(ABC):
         self._note_opened(spec, opened)
         context = GroupContext(
             self.node_id, self._reactor, self._transport, self._votes, self._log_event, wake=self.wake,
-            enter=self._enter, read_failed=self._leaving.read_failed, heartbeats=self.heartbeats,
-            campaigns=self._campaigns, disk_full=lambda: self.disk_full,
+            enter=self._enter, read_failed=self._leaving.read_failed, read_again=self._leaving.read_again,
+            heartbeats=self.heartbeats, campaigns=self._campaigns, disk_full=lambda: self.disk_full,
         )  # fmt: skip
         group = Group(spec, opened.log, opened.producers, opened.log_start, context)
         self._catching_up.watch(group, begun=opened.copy_begun)

@@ -205,6 +205,8 @@ class Scrubber:
             if error is None:
                 self._at = found[0]
                 self._bytes += found[0].size
+                if found[0].is_end:
+                    group.read_again(piece.segment)
                 return found[0].size
             if not group.log.scrub.is_gone(piece.segment):
                 group.read_failed(error)

@@ -31,12 +31,14 @@ class Verified:
         position: in it, where the next frame begins.
         last: the entry before that position; None: nothing was read yet.
         size: bytes that this piece had.
+        is_end: nothing is left of the segment, as it was when this piece was asked for.
     """
 
     segment: int = 0
     position: int = 0
     last: Stamp | None = None
     size: int = 0
+    is_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,4 +164,4 @@ def _read(
             raise BadFrame(position, f"the next segment does not follow: {why}")
         if position == size:
             file.forget(size)
-    return Verified(after.segment, position, last, position - after.position)
+    return Verified(after.segment, position, last, position - after.position, is_end=position == size)

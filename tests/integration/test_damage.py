@@ -26,8 +26,9 @@ HEALING = 60.0
 class Scene:
     """A cluster with a topic in small segments, and all values that were acknowledged."""
 
-    def __init__(self, root: Path, *, scrub_interval_s: float = 0.5) -> None:
+    def __init__(self, root: Path, *, scrub_interval_s: float = 0.5, replicas: int = 3) -> None:
         self.cluster = Cluster(root)
+        self._replicas = replicas
         for node in self.cluster.nodes:
             node.environment["FLUXD_SCRUB_INTERVAL"] = str(scrub_interval_s)
         self.values: list[bytes] = []
@@ -36,8 +37,9 @@ class Scene:
     def __enter__(self) -> Scene:
         self.cluster.__enter__()
         request = admin_pb2.CreateTopicRequest(
-            name="orders", partitions=1, replication_factor=3, configs={"segment.bytes": "65536"}, wait_ms=10_000
-        )
+            name="orders", partitions=1, replication_factor=self._replicas, configs={"segment.bytes": "65536"},
+            wait_ms=10_000,
+        )  # fmt: skip
         assert self.cluster.node(1).admin.CreateTopic(request, timeout=20).all_leaders_elected
         self.write(60)
         return self
@@ -123,6 +125,13 @@ def verify(node: NodeProcess, *options: str) -> tuple[int, list[str]]:
     return code, [row["verdict"] for row in sorted(json.loads(out), key=lambda row: row["node_id"])]
 
 
+def told(node: NodeProcess) -> str:
+    """The line of `fluxctl topics describe --why` that tells of damage; empty: there is none."""
+    code, out = fluxctl(node, "topics", "describe", "orders", "--why")
+    assert code == 0
+    return next((line for line in out.splitlines() if "its log is damaged" in line), "")
+
+
 @pytest.mark.parametrize("place", ["follower", "leader"])
 def test_a_bit_flips_while_the_node_runs(tmp_path: Path, place: str) -> None:
     """The scrub finds it; the replica leaves (the leader hands over first), is copied and counts again, while records
@@ -157,12 +166,7 @@ def test_a_bit_flips_while_the_node_is_stopped(tmp_path: Path) -> None:
         node.start()
         cluster.wait_ready([cluster.node(1), node])
 
-        def told() -> str:
-            code, out = fluxctl(cluster.node(1), "topics", "describe", "orders", "--why")
-            assert code == 0
-            return next((line for line in out.splitlines() if "its log is damaged" in line), "")
-
-        why = wait_until(told, "the damage is told", HEALING)
+        why = wait_until(lambda: told(cluster.node(1)), "the damage is told", HEALING)
         assert f"node 2: its log is damaged: partitions/{path.parent.name}/{path.name}: position " in why
         scene.write(5)
         assert not scene.quarantined(node)
@@ -171,6 +175,21 @@ def test_a_bit_flips_while_the_node_is_stopped(tmp_path: Path) -> None:
         wait_until(lambda: scene.quarantined(node), "the damaged replica leaves", HEALING)
         scene.write(5)
         scene.check()
+
+
+def test_a_file_that_is_put_right_again(tmp_path: Path) -> None:
+    """There is no other replica to copy from, but somebody had the bytes: `topics verify` sees that they are back."""
+    with Scene(tmp_path, scrub_interval_s=0, replicas=1) as scene:
+        cluster = scene.cluster
+        node = cluster.node(cluster.leader_of("orders"))
+        path = scene.flip(node)
+        assert verify(node, "--deep") == (11, ["damaged"])
+        wait_until(lambda: told(cluster.node(1)), "the damage is told")
+        assert path.name in told(cluster.node(1))
+        assert scene.flip(node) == path
+        assert verify(node, "--deep") == (0, ["agrees"])
+        wait_until(lambda: not told(cluster.node(1)), "it is told no more")
+        assert scene.serves_all(node)
 
 
 def test_a_reader_meets_the_damage_first(tmp_path: Path) -> None:

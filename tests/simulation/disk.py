@@ -46,7 +46,7 @@ class Sickness:
 
     def share_of(self, operation: str) -> float:
         """Of one kind of operation."""
-        if operation in ("read", "list", "exists"):
+        if operation in ("read", "list", "exists", "open"):
             return self.reads
         if operation == "reopen":
             return 0.0
@@ -195,7 +195,8 @@ class SimDisk:
         """Open for reading and writing."""
         parent, name = self._parent(path)
         node = parent.names.get(name)
-        self.begin("open", path, int(node is None and create))
+        made = node is None and create
+        self.begin("create" if made else "open", path, int(made))
         if node is None:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)

@@ -3,6 +3,7 @@ can do without it, is copied, and counts again. Nothing that was acknowledged is
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from fluxd.core.types import NodeId, RaftIndex
@@ -173,6 +174,33 @@ def test_damage_that_is_trimmed_is_told_no_more() -> None:
     lab.run(5)
     assert not lab[1].why
     assert len(events(node(lab, 1), "log_damaged")) == 1
+
+
+def test_what_can_be_read_again_is_told_no_more() -> None:
+    """Where there is nobody to copy from: the disk failed for a moment."""
+    lab = lab_with(nodes=2)
+    scrub(lab, 2)
+    node(lab, 2).disk.fail_next("read", OSError(errno.EIO, "bad disk", SEGMENT), path=SEGMENT)
+    lab.until(damaged(lab, 2))
+    assert SEGMENT in lab[2].why
+    lab.until(lambda: not lab[2].why)
+    assert len(events(node(lab, 2), "damage_read_again")) == 1
+    lab.run(5)
+    assert not lab[2].why
+    assert len(events(node(lab, 2), "log_damaged")) == 1
+
+
+def test_another_segment_that_is_sound_does_not_end_it() -> None:
+    lab = lab_with(records=8, nodes=2)
+    segments = sorted(name for name in node(lab, 2).disk.list(DIRECTORY) if name.endswith(".seg"))
+    assert len(segments) > 2
+    node(lab, 2).disk.flip_bit(f"{DIRECTORY}/{segments[1]}", POSITION)
+    scrub(lab, 2)
+    lab.until(damaged(lab, 2))
+    passes = len(events(node(lab, 2), "scrub_finished"))
+    lab.until(lambda: len(events(node(lab, 2), "scrub_finished")) == passes + 3)
+    assert segments[1] in lab[2].why
+    assert not events(node(lab, 2), "damage_read_again")
 
 
 def test_a_leader_that_cannot_be_replaced_goes_on() -> None:

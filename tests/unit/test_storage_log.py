@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(disk: SimDisk) -> None:
     log = create_log(disk, SMALL)
     failures = 0
     for _ in range(20):
-        for operation in ("append", "open"):
+        for operation in ("append", "create"):
             disk.fail_next(operation, OSError(errno.ENOSPC, "no space"))
             try:
                 append(log, bytes(300))
@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(disk: SimDisk) -> None:
                 failures += 1
             disk.heal()
         append(log, bytes(300))
-    assert 20 < failures < 40, "an append opens a file only where a segment begins"
+    assert 20 < failures < 40, "an append makes a file only where a segment begins"
     sync(log)
     names = [name for name in disk.list(DIRECTORY) if name.endswith(".seg")]
     assert len(names) == len({*names})

@@ -37,12 +37,18 @@ MUTANTS = (
         "damage that was trimmed is told no more",
         (
             Edit(
-                "fluxd/raft/leaving.py",
+                _LEAVING,
                 "if damaged.segment is not None and group.log.scrub.is_gone(damaged.segment):",
                 "if False:",
             ),
         ),
         guard="tests/simulation/test_scrubbing.py::test_damage_that_is_trimmed_is_told_no_more",
+    ),
+    Mutant(
+        "scrub-read-again",
+        "damage is told until that segment, and no other one, can be read",
+        (Edit(_LEAVING, " and damaged.segment == segment:", ":"),),
+        guard="tests/simulation/test_scrubbing.py::test_another_segment_that_is_sound_does_not_end_it",
     ),
     Mutant(
         "scrub-trimmed",
