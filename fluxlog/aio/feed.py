@@ -145,6 +145,8 @@ class Feed:
         track.position = track.handled = offset
         track.caught_up = False
         self._start(track)
+        if track.finished:  # it was the last one, perhaps: whoever waits in `take` is to look
+            self.nudge()
 
     def pause(self, track: Track) -> None:
         """Hand nothing more out of it; what has arrived will be fetched again."""

@@ -58,6 +58,14 @@ class FakePartition:
     written: dict[tuple[bytes, int], int] = field(default_factory=dict)
     next_sequence: dict[bytes, int] = field(default_factory=lambda: defaultdict(int))
     corrupt_next: bool = False
+    log_start: int = 0
+    """What is below it has expired."""
+
+    def check_range(self, offset: int) -> None:
+        """Raises OFFSET_OUT_OF_RANGE."""
+        end = len(self.values)
+        if not self.log_start <= offset <= end:
+            raise FakeError("OFFSET_OUT_OF_RANGE", log_start_offset=str(self.log_start), high_watermark=str(end))
 
     def append(self, batch: record_pb2.RecordBatch, values: list[bytes | None]) -> int:
         """Commit one batch; returns its base offset."""
@@ -298,12 +306,11 @@ class _Log:
         try:
             partition = cluster.partition(request.topic, request.partition)
             cluster.check_served(partition, self._node_id)
-            end = len(partition.values)
-            if request.offset > end:
-                raise FakeError("OFFSET_OUT_OF_RANGE", log_start_offset="0", high_watermark=str(end))
+            partition.check_range(request.offset)
         except FakeError as error:
             error.abort(context)
             raise
+        end = len(partition.values)
         entries, next_offset = b"", request.offset
         for frame, base in zip(partition.frames, partition.bases, strict=True):
             entry = log_pb2.FetchResponse.FromString(frame).entries[0]
@@ -321,6 +328,7 @@ class _Log:
         partition = self._cluster.topics[request.topic][request.partition]
         try:
             self._cluster.check_served(partition, self._node_id)
+            partition.check_range(request.offset)
         except FakeError as error:
             error.abort(context)
         offset = request.offset
@@ -350,7 +358,7 @@ class _Log:
             result = log_pb2.OffsetResult(topic=query.topic, partition=query.partition)
             try:
                 partition = self._cluster.partition(query.topic, query.partition)
-                offset = 0 if query.WhichOneof("at") == "earliest" else len(partition.values)
+                offset = partition.log_start if query.WhichOneof("at") == "earliest" else len(partition.values)
                 if query.WhichOneof("at") == "time_ms":
                     offset = next((base for base in partition.bases if 1_000 + base >= query.time_ms), offset)
                 result.found.offset = offset

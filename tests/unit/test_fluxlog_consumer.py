@@ -111,6 +111,35 @@ def test_without_partitions_of_a_group_there_is_nothing_to_commit(cluster: FakeC
     asyncio.run(scene())
 
 
+def test_reading_to_the_end_ends_where_every_record_has_expired(cluster: FakeCluster) -> None:
+    """The beginning is found to lie at the end only when it is read there."""
+
+    async def scene() -> None:
+        async with asyncio.timeout(20), Producer(addresses(cluster)) as producer:
+            await producer.send_many("t", [b"1", b"2"])
+            cluster.topics["t"][0].log_start = 2
+            async with Consumer(addresses(cluster), "t", start="earliest", stop_at_end=True) as consumer:
+                assert await take(consumer, 3) == []
+                assert consumer.position("t", 0) == 2
+
+    asyncio.run(scene())
+
+
+def test_a_seek_to_the_end_ends_an_iteration_that_waits(cluster: FakeCluster) -> None:
+    """A node that knows less serves nothing, and another task has seen enough."""
+
+    async def scene() -> None:
+        async with asyncio.timeout(20), Producer(addresses(cluster)) as producer:
+            await producer.send_many("t", [b"1", b"2"])
+            cluster.behind = dict.fromkeys(cluster.up(), 0)
+            async with Consumer(addresses(cluster), "t", start=0, stop_at_end=True) as consumer:
+                asyncio.get_running_loop().call_soon(consumer.seek, "t", 0, 2)
+                assert await take(consumer, 3) == []
+                assert consumer.position("t", 0) == 2
+
+    asyncio.run(scene())
+
+
 def fetched(count: int, base: int) -> FetchedBatch:
     data = encode_batch([b"%d" % number for number in range(count)], keys=[b"k"] * count, timestamps_ms=5)
     return FetchedBatch(base, base + count, 3, 77, record_pb2.RecordBatch.FromString(data))
