@@ -104,9 +104,8 @@ class Session:
             self._began = True
         if revoked:
             deadline_ms = min(revoke_ms(partition) for partition in revoked)
-            revoke = groups_pb2.Revoke(
-                partitions=map(self._named, sorted(revoked)), deadline_ms=deadline_ms, generation=group.generation
-            )
+            names = [self._names[partition] for partition in sorted(revoked)]
+            revoke = groups_pb2.Revoke(partitions=names, deadline_ms=deadline_ms, generation=group.generation)
             out.append(groups_pb2.CoordinatorMessage(revoke=revoke))
         return out
 

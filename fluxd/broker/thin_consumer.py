@@ -196,8 +196,7 @@ class ThinConsumer:
             case "assigned":
                 await self._assigned(message.assigned)
             case "revoke":
-                for each in message.revoke.partitions:
-                    self._revoke((each.topic, each.partition))
+                await self._revoke(message.revoke.partitions)
             case "lost":
                 self._drop((each.topic, each.partition) for each in message.lost.partitions)
                 await self._say_owned()
@@ -214,17 +213,22 @@ class ThinConsumer:
         if named:
             await self._say_owned()
 
-    def _revoke(self, key: Key) -> None:
-        """Deliver no more, and give it up when everything is acknowledged."""
-        reading = self._reading.pop(key, None)
-        if reading is not None:
-            reading.cancel()
-        owned = self._owned.get(key)
-        if owned is None:
-            self._release([groups_pb2.TopicPartition(topic=key[0], partition=key[1])])
-        else:
-            owned.revoking = True
-            self._acknowledged.set()
+    async def _revoke(self, partitions: Iterable[groups_pb2.TopicPartition]) -> None:
+        """Deliver no more, and give each up when everything is acknowledged; at once where nothing was delivered."""
+        not_begun = list[groups_pb2.TopicPartition]()
+        for each in partitions:
+            key = (each.topic, each.partition)
+            reading, owned = self._reading.pop(key, None), self._owned.get(key)
+            if reading is not None:
+                reading.cancel()
+            if owned is None:
+                not_begun.append(each)
+            else:
+                owned.revoking = True
+                self._acknowledged.set()
+        if not_begun:
+            self._release(not_begun)
+            await self._say_owned()
 
     def _release(self, partitions: list[groups_pb2.TopicPartition]) -> None:
         released = groups_pb2.Released(partitions=partitions)

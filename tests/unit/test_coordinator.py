@@ -145,6 +145,27 @@ def test_a_partition_is_revoked_released_and_given_on(node: OneNode) -> None:
     assert node.coordinator.messages(first) == [], "who released knows"
 
 
+def test_a_partition_is_revoked_by_the_name_that_the_member_knows(node: OneNode) -> None:
+    """Also when its topic was deleted just before and has no name any more: the member has to find it."""
+    first = node.join(1)
+    node.until_owners({0: 1, 1: 1})
+    node.coordinator.messages(first)
+    topic = node.metadata.image.topic("orders")
+    assert topic is not None
+    node.metadata.delete(topic.topic_id)
+    node.view.image = node.metadata.image
+    node.join(2)
+    told: Told = []
+
+    def heard() -> bool:
+        told.extend(node.coordinator.messages(first))
+        return bool(told)
+
+    node.until(heard)
+    (revoke,) = told
+    assert [(each.topic, each.partition) for each in revoke.revoke.partitions] == [("orders", 0), ("orders", 1)]
+
+
 def test_what_is_not_released_in_time_is_taken(node: OneNode) -> None:
     """And the slow one is told that it is lost."""
     first = node.join(1, rebalance_ms=1_000)
