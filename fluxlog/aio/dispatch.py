@@ -59,9 +59,7 @@ class Dispatch:
     def touch(self, lane: Lane) -> None:
         """Something about a lane has changed: look at it when this turn of the loop is over."""
         self._touched[lane] = None
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
+        self._soon()
 
     def hand_over(self, lane: Lane, batch: RecordsBatch) -> None:
         """A batch goes behind those of its lane."""
@@ -156,7 +154,7 @@ class Dispatch:
         self._on_finished(batch)
         batch.resolve()
         if lane.open is not None:
-            self._touched[lane] = None
+            self.touch(lane)  # nothing else may come for it: what expires is told by the timer
 
 
 def closed_error() -> LocalError:

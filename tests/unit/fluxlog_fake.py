@@ -42,6 +42,8 @@ class Fault(Enum):
     INVALID_ARGUMENT = auto()
     OUTCOME_UNKNOWN_WRITTEN = auto()
     OUTCOME_UNKNOWN_NOT_WRITTEN = auto()
+    DISK_FULL = auto()
+    """Not before an hour is over."""
     BREAK_BEFORE = auto()
     BREAK_AFTER = auto()
 
@@ -91,9 +93,18 @@ class FakePartition:
 class FakeError(Exception):
     """To be answered as an error with details."""
 
-    def __init__(self, reason: str, *, outcome: str = "REJECTED", retriable: bool = False, **metadata: str) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        outcome: str = "REJECTED",
+        retriable: bool = False,
+        retry_after_ms: int = 0,
+        **metadata: str,
+    ) -> None:
         super().__init__(reason)
         self.reason, self.outcome, self.retriable, self.metadata = reason, outcome, retriable, metadata
+        self.retry_after_ms = retry_after_ms
 
     def message(self) -> errors_pb2.Error:
         return errors_pb2.Error(
@@ -102,6 +113,7 @@ class FakeError(Exception):
             retriable=self.retriable,
             message=f"fake {self.reason}",
             metadata=self.metadata,
+            retry_after_ms=self.retry_after_ms,
         )
 
     def abort(self, context: grpc.ServicerContext) -> None:
@@ -151,7 +163,8 @@ class FakeCluster:
             self.start(node_id)
 
     def start(self, node_id: int) -> None:
-        server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        options = [("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)]  # clients may ping, as on a real node
+        server = grpc.server(ThreadPoolExecutor(16), options=options)
         log = _Log(self, node_id)
         server.add_generic_rpc_handlers((log.handlers(),))
         admin_pb2_grpc.add_AdminServicer_to_server(_Admin(self, node_id), server)  # type: ignore[abstract]
@@ -215,6 +228,8 @@ class FakeCluster:
                     raise FakeError("INVALID_ARGUMENT")
                 case Fault.OUTCOME_UNKNOWN_NOT_WRITTEN:
                     raise FakeError("OUTCOME_UNKNOWN", outcome="UNKNOWN", retriable=True)
+                case Fault.DISK_FULL:
+                    raise FakeError("DISK_FULL", retriable=True, retry_after_ms=3_600_000)
                 case Fault.BREAK_BEFORE:
                     raise ConnectionError
                 case _:
