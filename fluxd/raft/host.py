@@ -254,9 +254,11 @@ class Host(Replicas):
         if isinstance(error, OSError):
             self._healing.stop(group, error)
         else:
-            group.fail(f"{type(error).__name__}: {error}")
-            if isinstance(error, CorruptDataError):
-                self._set_aside(group, f"its log is damaged: {error}")
+            damaged = isinstance(error, CorruptDataError)
+            why = f"its log is damaged: {error}" if damaged else f"{type(error).__name__}: {error}"
+            group.fail(why)
+            if damaged:
+                self._set_aside(group, why)
 
     def _opened_again(self, group: Group, opened: Opened) -> None:
         self._note_opened(group.spec, opened)

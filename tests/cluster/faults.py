@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from fluxd.core import limits
-from fluxd.core.types import GroupId, NodeId
+from fluxd.core.metadata import Topic
+from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxd.storage.directory import PARTITIONS, VOTES_NAME
@@ -21,6 +22,10 @@ from tests.simulation.disk import WELL, Sickness
 
 STOP_SECONDS = 12.0
 """A node that was asked to stop has ended by then: its stop_timeout, an election timeout, and the graces."""
+
+
+class Excluded(Exception):
+    """More has gone than any promise covers: the run ends here, without a verdict."""
 
 
 class Faults:
@@ -44,8 +49,11 @@ class Faults:
         self.on = False
         self._away: set[NodeId] = set()
         self.trace: list[str] = []
+        self._topics: dict[bytes, Topic] = {}
+        """All that any node has known, but for those that were deleted."""
+        self._deleted: set[bytes] = set()
         for node in nodes.values():
-            node.on_gave_up = partial(self.ended, node)
+            node.on_gave_up = partial(self._ended_by_itself, node)
 
     def begin(self) -> None:
         """From now on, until `heal`."""
@@ -73,6 +81,7 @@ class Faults:
             (3 if self._wipes_max else 0, self._wipe), (2, self._transfer),
             (5, self._sicken_disk), (3, self._use_up_disk), (14 if self._wipes_max else 0, self._damage_disk),
         ]  # fmt: skip
+        self._note_topics()
         fault = self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]
         self.trace.append(f"{self._simulator.now:9.4f} FAULT {fault.__name__}")
         fault()
@@ -98,6 +107,16 @@ class Faults:
         """A process has ended. Mostly somebody starts it again soon; once faults are over, always."""
         if not self.on or self.rng.random() < 0.85:
             self._after(self.rng.choice((0.05, 0.5, 2.0, 5.0)), lambda: self._start(node))
+
+    def _ended_by_itself(self, node: SimNode) -> None:
+        """When it did could not be chosen.
+
+        Raises:
+            Excluded: its disk had failed, and others are lost already.
+        """
+        if not self._may_end(node):
+            raise Excluded
+        self.ended(node)
 
     def _start(self, node: SimNode) -> None:
         if not node.alive and node.node_id not in self._away:
@@ -175,6 +194,7 @@ class Faults:
             self._after(0.25, lambda: self._when(condition, action, tries - 1))
 
     def _end_gently(self, node: SimNode, then: Callable[[], None]) -> None:
+        """As `_ended_by_itself`, in the end."""
         process = node.process
         if process is None:
             return
@@ -184,6 +204,8 @@ class Faults:
         def look() -> None:
             nonlocal deadline
             if not process.alive:
+                if not self._may_end(node):
+                    raise Excluded
                 then()
             elif process.paused or node.speed.hung_until > self._simulator.now:
                 deadline = self._simulator.now + STOP_SECONDS
@@ -306,18 +328,29 @@ class Faults:
         node = self.rng.choice(list(self.nodes.values()))
         node.speed.hung_until = self._simulator.now + self.rng.choice((0.5, 1.5, 4.0))
 
+    def _note_topics(self) -> None:
+        """Nodes that were started lately may not know of them yet."""
+        for image in [node.image for node in self.nodes.values() if node.image is not None]:
+            self._deleted.update(image.deleted_topics)
+            for topic in image.topics.values():
+                known = self._topics.get(topic.topic_id)
+                if known is None or len(known.partitions) < len(topic.partitions):
+                    self._topics[topic.topic_id] = topic
+        for topic_id in self._deleted & self._topics.keys():
+            del self._topics[topic_id]
+
     def _losable(self) -> list[SimNode]:
         """Nodes whose disks may be lost now: no group that can be repaired loses a majority at a time."""
         if sum(node.wiped for node in self.nodes.values()) >= self._wipes_max:
             return []
-        images = [node.image for node in self.nodes.values() if node.image is not None]
-        topics = {topic.topic_id: topic for image in images for topic in image.topics.values()}
         groups = [
             (topic.group_id(number), partition.voters)
-            for topic in topics.values()
+            for topic in self._topics.values()
             for number, partition in enumerate(topic.partitions)
             if len(partition.voters) >= limits.COPY_VOTERS_MIN
         ]
+        if len(self.nodes) >= limits.COPY_VOTERS_MIN:
+            groups.append((METADATA_GROUP, tuple(self.nodes)))
 
         def may_be_lost(node: SimNode) -> bool:
             return not node.wiped and all(

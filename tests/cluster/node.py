@@ -194,8 +194,11 @@ class SimNode:
         fields.pop("duration_ms", None)
         text = f"{level} {event} {dict(fields)}"
         self._note(process, text)
-        of_the_disk = event == "replica_failed" and str(fields.get("why", "")).startswith("its disk failed: ")
-        if event in _DEFECTS and not (of_the_disk and self.disk.errors):
+        why = str(fields.get("why", "")) if event == "replica_failed" else ""
+        of_the_disk = (why.startswith("its disk failed: ") and self.disk.errors) or (
+            why.startswith("its log is damaged: ") and self.wiped
+        )
+        if event in _DEFECTS and not of_the_disk:
             self._on_defect(f"{process}: {text}")
 
     def _note(self, process: SimProcess, text: str) -> None:

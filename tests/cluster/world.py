@@ -15,7 +15,7 @@ from fluxd.raft.group import Group
 from fluxd.raft.spec import Role
 from fluxlog.checker import Phase, check, report
 from tests.cluster.bounds import metadata_trimmed_at
-from tests.cluster.faults import Faults
+from tests.cluster.faults import Excluded, Faults
 from tests.cluster.logs import captured
 from tests.cluster.loop import generator_hooks
 from tests.cluster.members import Ledger, Member
@@ -136,6 +136,8 @@ class World:
             with generator_hooks(), captured(), metadata_trimmed_at(self.plan.metadata_records):
                 try:
                     self._run()
+                except Excluded:
+                    self.counts["runs_excluded"] += 1
                 finally:
                     self._take_down()
                     gc.collect()  # what is left of dead processes logs while it goes

@@ -234,7 +234,7 @@ MUTANTS = (
     Mutant(
         "c5-heal-damage",
         "C5 a replica that finds its log damaged takes no part until it was copied",
-        (Edit(_HOST, 'self._set_aside(group, f"its log is damaged: {error}")', "pass"),),
+        (Edit(_HOST, "self._set_aside(group, why)", "pass"),),
         guard=_ERRORS + "test_a_closed_segment_that_was_damaged_under_a_running_replica",
     ),
     # ------------------------------------------------------------------ files that rest

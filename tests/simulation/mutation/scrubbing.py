@@ -146,7 +146,7 @@ MUTANTS = (
         "a read that meets damage tells it",
         (
             Edit(_SERVING, "                self._read_failed(error)\n", ""),
-            Edit(_HOST, "if isinstance(error, CorruptDataError):", "if False:"),
+            Edit(_HOST, "damaged = isinstance(error, CorruptDataError)", "damaged = False"),
         ),
         guard=_TESTS + "test_a_read_that_meets_the_damage_first_tells_it",
     ),
