@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from fluxlog.aio.connection import Connection
-from fluxlog.errors import FluxlogError, from_error_message
+from fluxlog.aio.tasks import was_cancelled
+from fluxlog.errors import FluxlogError, LocalError, from_error_message
 from fluxlog.v1 import admin_pb2
 
 AGE_MAX = 60.0
@@ -59,7 +60,7 @@ class Metadata:
             fresh: ask in any case.
 
         Raises:
-            FluxlogError: UNKNOWN_TOPIC; or nobody answers.
+            FluxlogError: UNKNOWN_TOPIC; nobody answers; CANCELLED: closed meanwhile.
         """
         info = None if fresh else self.known(name)
         if info is not None:
@@ -70,6 +71,10 @@ class Metadata:
             task.add_done_callback(self._asked)
         try:
             return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not was_cancelled():
+                raise LocalError("CANCELLED", f"closed before a node told of topic {name!r}") from None
+            raise
         except FluxlogError as failure:
             old = self._topics.get(name)
             if old is not None and failure.retriable and not fresh:  # what was known is better than nothing

@@ -287,16 +287,16 @@ class Producer:
             else:
                 key = checked_bytes("key", key)
                 lane = self._lane_of(lanes, key, partition)
+            batch = lane.open
+            if batch is not None and batch.size + size > self._batch_bytes:
+                self._seal(lane)
+                lane = lanes.sticky if key is None and partition is None else lane
+                batch = lane.open
+            if batch is None:
+                batch = self._open_batch(lane)
         except BaseException:
             self._room.give(size)
             raise
-        batch = lane.open
-        if batch is not None and batch.size + size > self._batch_bytes:
-            self._seal(lane)
-            lane = lanes.sticky if key is None and partition is None else lane
-            batch = lane.open
-        if batch is None:
-            batch = self._open_batch(lane)
         batch.values.append(value)
         batch.timestamps_ms.append(timestamp_ms)
         batch.size += size

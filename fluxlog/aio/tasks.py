@@ -38,3 +38,9 @@ class TaskSet:
         if not task.cancelled() and (error := task.exception()) is not None:  # a defect: said, since nobody awaits it
             context = {"message": f"task {task.get_name()} failed", "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)
+
+
+def was_cancelled() -> bool:
+    """Whether a CancelledError in hand is meant for the task that runs, not for something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -56,3 +57,40 @@ def test_records_behind_a_full_pipeline_are_answered_when_all_before_them_have_e
 
     play(cluster, scene, batch_bytes=1_024, delivery_timeout=0.1)
     assert cluster.topics["t"][0].values == []
+
+
+async def turns() -> None:
+    """What can run now has run."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_closing_answers_all_who_wait_for_room(cluster: FakeCluster) -> None:
+    cluster.faults[0].extend([Fault.DISK_FULL] * 100)
+
+    async def scene(producer: Producer) -> None:
+        sends = [asyncio.ensure_future(producer.send("t", bytes(900), partition=0)) for _ in range(10)]
+        await turns()
+        await producer.close(flush=False)
+        assert set(await outcomes(*sends)) <= {Outcome.REJECTED, Outcome.UNKNOWN}
+        assert producer.buffered_bytes == 0
+
+    play(cluster, scene, buffer_bytes=2_000)
+
+
+def test_closing_answers_who_waits_for_a_topic_to_be_learned() -> None:
+    """As an error: nobody has cancelled the send."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        async def run() -> None:
+            producer = Producer(f"127.0.0.1:{silent.getsockname()[1]}")
+            producer.open()
+            sends = [asyncio.ensure_future(producer.send("t", b"x")) for _ in range(2)]
+            await turns()
+            sends[0].cancel()
+            await producer.close()
+            assert await outcomes(sends[1]) == [Outcome.REJECTED]
+            await asyncio.gather(sends[0], return_exceptions=True)
+            assert sends[0].cancelled()
+
+        asyncio.run(asyncio.wait_for(run(), 20))
