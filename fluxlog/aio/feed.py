@@ -52,6 +52,8 @@ class Track:
     """A seek went back: the next commit is meant to."""
     buffer: deque[Buffered] = field(default_factory=deque)
     following: Following | None = None
+    failure: FluxlogError | None = None
+    """Why it is not followed any more: told when what has arrived before was taken."""
     version: int = 0
     """Changes when what was handed out is no longer where it goes on."""
     paused: bool = False
@@ -196,6 +198,7 @@ class Feed:
         for buffered in track.buffer:
             self._room.give(buffered.size)
         track.buffer.clear()
+        track.failure = None  # of what is not wanted any more; it comes again if it is still so
 
     def fail(self, failure: FluxlogError) -> None:
         """Have `take` raise it."""
@@ -221,13 +224,16 @@ class Feed:
                 raise failure
             while self._ready and not self._suspended:
                 track = self._ready.popleft()
-                if not track.buffer:  # it was stopped meanwhile
-                    continue
-                buffered = track.buffer.popleft()
-                self._room.give(buffered.size)
                 if track.buffer:
-                    self._ready.append(track)
-                return track, buffered
+                    buffered = track.buffer.popleft()
+                    self._room.give(buffered.size)
+                    if track.buffer or track.failure is not None:
+                        self._ready.append(track)
+                    return track, buffered
+                if track.failure is not None:
+                    failure, track.failure = track.failure, None
+                    raise failure
+                # it was stopped meanwhile
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         self._nudged = False
@@ -278,8 +284,11 @@ class Feed:
         last = track.buffer[-1]
         last.size, last.caught_up = arrived.size, at_end
         if was_empty:
-            self._ready.append(track)
-            self._wake()
+            self._note_ready(track)
+
+    def _note_ready(self, track: Track) -> None:
+        self._ready.append(track)
+        self._wake()
 
     def _take_trouble(self, following: Following, error: FluxlogError | None) -> None:
         track = self._track_of(following)
@@ -305,7 +314,9 @@ class Feed:
                 return
         if error.reason in ("UNKNOWN_TOPIC", "TOPIC_ID_MISMATCH"):
             self._metadata.forget(track.where.topic)
-        self.fail(error)
+        track.failure = error
+        if not track.buffer:
+            self._note_ready(track)
 
     # ---- what is not heard
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from fluxlog import Consumer, Producer, TopicPartition
 from fluxlog.aio import feed
 from fluxlog.aio.consumed import ConsumedBatch
+from fluxlog.aio.following import Arrived
 from fluxlog.batch import encode_batch
 from fluxlog.entry import FetchedBatch
+from fluxlog.errors import FluxlogError, OffsetOutOfRangeError
 from fluxlog.v1 import record_pb2
 from tests.unit.fluxlog_fake import FakeCluster
 
@@ -33,6 +35,14 @@ async def take(consumer: Consumer, count: int) -> list[bytes | None]:
         if len(values) == count:
             break
     return values
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Asks until it is so; the whole scene is bounded in time."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.01)
 
 
 def addresses(cluster: FakeCluster) -> list[str]:
@@ -136,6 +146,49 @@ def test_a_seek_to_the_end_ends_an_iteration_that_waits(cluster: FakeCluster) ->
                 asyncio.get_running_loop().call_soon(consumer.seek, "t", 0, 2)
                 assert await take(consumer, 3) == []
                 assert consumer.position("t", 0) == 2
+
+    asyncio.run(scene())
+
+
+def test_each_partition_that_cannot_be_read_is_told(cluster: FakeCluster) -> None:
+    """They fail while nobody asks for a record, as after a long absence. One that was sought meanwhile is read."""
+
+    async def scene() -> None:
+        for number, partition in enumerate(cluster.create("many", 4)):
+            partition.log_start = 2 + number
+        async with asyncio.timeout(20), Producer(addresses(cluster)) as producer:
+            for number in range(4):
+                for n in range(6):
+                    await producer.send("many", b"%d-%d" % (number, n), partition=number)
+            async with Consumer(addresses(cluster), "many", start=1) as consumer:
+                await until(lambda: all(track.following is None for track in consumer._feed.tracks.values()))
+                consumer.seek("many", 0, 2)
+                values, told = set[bytes | None](), list[int]()
+                while len(values) < 6 - 2 + 6 - 3 + 6 - 4 + 6 - 5:
+                    try:
+                        values.update(await take(consumer, 1))
+                    except OffsetOutOfRangeError as failure:
+                        told.append(failure.log_start_offset)
+                        consumer.seek("many", failure.log_start_offset - 2, failure.log_start_offset)
+        assert values == {b"%d-%d" % (number, n) for number in range(4) for n in range(2 + number, 6)}
+        assert sorted(told) == [3, 4, 5]
+
+    asyncio.run(scene())
+
+
+def test_what_arrived_before_a_partition_failed_is_handed_out_before_that_is_told() -> None:
+    async def scene() -> None:
+        consumer = Consumer("127.0.0.1:1", "t")
+        consumer._feed.add(WHERE, b"i" * 16, 10)
+        following = consumer._feed.tracks[WHERE].following
+        assert following is not None
+        consumer._feed._take_arrived(following, Arrived([fetched(2, 10), fetched(1, 12)], 13, 13, 0))
+        consumer._feed._take_failed(following, FluxlogError("UNKNOWN_TOPIC", "deleted"))
+        async with asyncio.timeout(20):
+            assert await take(consumer, 3) == [b"0", b"1", b"0"]
+            with pytest.raises(FluxlogError, match="deleted"):
+                await take(consumer, 1)
+            await consumer.close()
 
     asyncio.run(scene())
 
