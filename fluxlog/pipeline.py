@@ -77,7 +77,8 @@ class Pipeline:
 
     Args:
         nodes: whom to ask next.
-        open_stream: a stream to an address; what it hears goes to `take_answer` and `take_broken`.
+        open_stream: a stream to an address; what it hears goes to `take_answer` and `take_broken`. A FluxlogError that
+            it raises is a failed attempt, in which nothing was sent; not retriable: the batches end.
         on_result: called once for each batch with its result set, in order within a partition.
         on_retry: called whenever batches go out again.
         clock: seconds, monotonic.
@@ -241,9 +242,23 @@ class Pipeline:
                 continue
             if partition.sent and partition.sent_bytes + len(batch.encoded) > IN_FLIGHT_BYTES_MAX:
                 return
-            if not self._transmit(partition, batch):
+            stream = self._streams.get(partition.target) or self._open(partition)
+            if stream is None:
+                return
+            if not self._transmit(stream, partition, batch):
                 self._no_room[partition] = None
                 return
+
+    def _open(self, partition: PartitionQueue) -> Stream | None:
+        """A stream to where the partition's batches go next. None: it cannot be had, and this attempt has failed."""
+        try:
+            stream = self._open_stream(partition.target)
+        except FluxlogError as failure:  # the connection is closed, for instance
+            self._handle_failure(partition, partition.batches[0], failure)
+            return None
+        self._streams[partition.target] = stream
+        self._pending[stream], self._pending_bytes[stream] = {}, 0
+        return stream
 
     def _encode(self, partition: PartitionQueue, batch: Batch) -> bool:
         """Give a batch its sequence and its bytes. False: it has a refusal instead, and no sequence."""
@@ -267,13 +282,8 @@ class Pipeline:
         partition.next_sequence += len(batch.values)
         return True
 
-    def _transmit(self, partition: PartitionQueue, batch: Batch) -> bool:
+    def _transmit(self, stream: Stream, partition: PartitionQueue, batch: Batch) -> bool:
         """Hand a batch to the stream; False: too much is in flight there."""
-        stream = self._streams.get(partition.target)
-        if stream is None:
-            stream = self._open_stream(partition.target)
-            self._streams[partition.target] = stream
-            self._pending[stream], self._pending_bytes[stream] = {}, 0
         in_flight = self._pending_bytes[stream]
         if in_flight and in_flight + len(batch.encoded) > STREAM_BYTES_MAX:
             return False

@@ -23,6 +23,7 @@ from fluxlog.addresses import (
     most_telling,
     parse_bootstrap,
 )  # fmt: skip
+from fluxlog.aio.tasks import was_cancelled
 from fluxlog.errors import FluxlogError, LocalError, Outcome, from_rpc_error
 from fluxlog.v1 import admin_pb2, admin_pb2_grpc, groups_pb2_grpc, log_pb2_grpc
 
@@ -73,7 +74,7 @@ class Connection:
         await self.close()
 
     async def close(self) -> None:
-        """Close every channel; calls under way end."""
+        """Close every channel; calls under way end with CANCELLED."""
         self._closed = True
         nodes, self._nodes = list(self._nodes.values()), {}
         for node in nodes:
@@ -171,8 +172,13 @@ class Connection:
             response = await method(node)(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=address) from error
-        except aio.UsageError as error:  # closed meanwhile
+        except aio.UsageError as error:  # closed before it was made
             raise LocalError("CANCELLED", f"{address}: {error}") from error
+        except asyncio.CancelledError:
+            if was_cancelled():
+                raise
+            closed = f"the connection to {address} was closed during a call"
+            raise FluxlogError("CANCELLED", closed, address=address) from None
         self._book.prefer(address)
         return response
 

@@ -10,7 +10,7 @@ import grpc
 from grpc import aio
 
 from fluxlog.aio.connection import Node
-from fluxlog.aio.tasks import TaskSet
+from fluxlog.aio.tasks import TaskSet, was_cancelled
 from fluxlog.errors import FluxlogError, Outcome, from_rpc_error
 from fluxlog.framing import PRODUCE_STREAM, answers_of, encode_stream_request
 from fluxlog.v1 import admin_pb2, log_pb2
@@ -70,8 +70,10 @@ class ProduceStream:
         try:
             if await self._answers():
                 failure = await self._exchange()
-        except asyncio.CancelledError:
-            if not self._cancelled:
+        except aio.UsageError:  # the channel was closed
+            pass
+        except asyncio.CancelledError:  # so ends a call, too, that was cancelled or whose channel was closed
+            if was_cancelled():
                 raise
         if not self._cancelled:
             self._on_broken(self, failure)
@@ -82,8 +84,6 @@ class ProduceStream:
             await ping
         except grpc.RpcError as error:
             return from_rpc_error(error).from_server
-        except aio.UsageError:  # the channel was closed
-            return False
         return not self._cancelled
 
     async def _exchange(self) -> FluxlogError:
@@ -103,6 +103,12 @@ class ProduceStream:
             return from_rpc_error(error, address=self.address)
         except aio.UsageError as error:
             return FluxlogError("CANCELLED", str(error), retriable=True, address=self.address)
+        except asyncio.CancelledError:
+            if was_cancelled():
+                raise
+            return FluxlogError(
+                "CANCELLED", f"the connection to {self.address} was closed", retriable=True, address=self.address
+            )
         finally:
             writer.cancel()
             call.cancel()

@@ -44,6 +44,8 @@ class Fault(Enum):
     OUTCOME_UNKNOWN_NOT_WRITTEN = auto()
     DISK_FULL = auto()
     """Not before an hour is over."""
+    SILENCE = auto()
+    """Not written, and never answered."""
     BREAK_BEFORE = auto()
     BREAK_AFTER = auto()
 
@@ -127,6 +129,10 @@ class FakeError(Exception):
         context.abort(code, f"fake {self.reason}")
 
 
+class _SilenceError(Exception):
+    """Not to be answered."""
+
+
 class FakeCluster:
     """Nodes 1..n. Node 1 leads everything unless told otherwise."""
 
@@ -135,6 +141,8 @@ class FakeCluster:
         self.topics: dict[str, list[FakePartition]] = {}
         self.faults: dict[int, deque[Fault]] = defaultdict(deque)
         self.produced = 0
+        self.unanswered = threading.Event()
+        """Some request has met Fault.SILENCE."""
         self.behind: dict[int, int] = {}
         """Nodes that are cut off from the others: the high watermark that each one stays at."""
         self.following: list[tuple[int, int]] = []
@@ -230,6 +238,8 @@ class FakeCluster:
                     raise FakeError("OUTCOME_UNKNOWN", outcome="UNKNOWN", retriable=True)
                 case Fault.DISK_FULL:
                     raise FakeError("DISK_FULL", retriable=True, retry_after_ms=3_600_000)
+                case Fault.SILENCE:
+                    raise _SilenceError
                 case Fault.BREAK_BEFORE:
                     raise ConnectionError
                 case _:
@@ -302,6 +312,9 @@ class _Log:
                 response, fault = self._cluster.produce(item.request)
             except FakeError as error:
                 yield log_pb2.ProduceStreamResponse(correlation_id=item.correlation_id, error=error.message())
+                continue
+            except _SilenceError:
+                self._cluster.unanswered.set()
                 continue
             except ConnectionError:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "broken on purpose")

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from fluxlog import Delivered, FluxlogError, Outcome, Producer
+from fluxlog import Connection, Delivered, FluxlogError, Outcome, Producer, RejectedError
 from fluxlog.pipeline import IN_FLIGHT_MAX
+from fluxlog.v1 import admin_pb2
 from tests.unit.fluxlog_fake import FakeCluster, Fault
 
 Scene = Callable[[Producer], Awaitable[None]]
+SharedScene = Callable[[Producer, Connection], Awaitable[None]]
 
 
 @pytest.fixture
@@ -31,6 +33,21 @@ def play(cluster: FakeCluster, scene: Scene, **options: Any) -> None:
         async with asyncio.timeout(20), Producer(list(cluster.addresses.values()), **options) as producer:
             await producer.prepare("t")
             await scene(producer)
+
+    asyncio.run(run())
+
+
+def play_shared(cluster: FakeCluster, scene: SharedScene, **options: Any) -> None:
+    """The same, with a connection that is not the producer's own."""
+
+    async def run() -> None:
+        async with (
+            asyncio.timeout(20),
+            Connection(list(cluster.addresses.values())) as connection,
+            Producer(connection, **options) as producer,
+        ):
+            await producer.prepare("t")
+            await scene(producer, connection)
 
     asyncio.run(run())
 
@@ -94,3 +111,55 @@ def test_closing_answers_who_waits_for_a_topic_to_be_learned() -> None:
             assert sends[0].cancelled()
 
         asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_shared_connection_that_is_closed_first_ends_what_is_sent_after_it(cluster: FakeCluster) -> None:
+    """Surely not written; and the producer's own closing returns."""
+
+    async def scene(producer: Producer, connection: Connection) -> None:
+        await connection.close()
+        deliveries = [producer.send_nowait("t", bytes(900), partition=number % 2) for number in range(50)]
+        assert await outcomes(*deliveries) == [Outcome.REJECTED] * 50
+        with pytest.raises(RejectedError, match="closed"):
+            deliveries[0].result()
+
+    play_shared(cluster, scene, batch_bytes=2_048)
+
+
+def test_a_shared_connection_that_is_closed_leaves_what_is_on_its_way_in_doubt(cluster: FakeCluster) -> None:
+    """Told at once, not when the node has been taken for hung."""
+    cluster.faults[0].extend([Fault.SILENCE] * 2)
+    failures: list[str] = []
+
+    async def scene(producer: Producer, connection: Connection) -> None:
+        first = producer.send_nowait("t", b"x", partition=0)
+        assert await asyncio.to_thread(cluster.unanswered.wait, 20)
+        behind = producer.send_nowait("t", b"y", partition=0)
+        await connection.close()
+        assert await outcomes(first) == [Outcome.UNKNOWN]
+        assert set(await outcomes(behind)) <= {Outcome.REJECTED, Outcome.UNKNOWN}
+
+    play_shared(cluster, scene, on_retry=lambda retry: failures.append(retry.error.reason))
+    assert "DEADLINE_EXCEEDED" not in failures
+
+
+def test_a_call_on_a_connection_that_is_closed_meanwhile_fails(cluster: FakeCluster) -> None:
+    """With an error: who made it was not cancelled."""
+    cluster.elected.clear()
+    request = admin_pb2.AwaitLeadersRequest(max_wait_ms=5_000)
+    request.partitions.add(topic="t", partition=0)
+
+    async def scene(_: Producer, connection: Connection) -> None:
+        call = asyncio.ensure_future(
+            connection.call_node(connection.addresses()[0], lambda node: node.admin.AwaitLeaders, request)
+        )
+        assert await asyncio.to_thread(cluster.asked.get, timeout=20) == 1
+        await connection.close()
+        with pytest.raises(FluxlogError) as failure:
+            await call
+        assert (failure.value.reason, failure.value.outcome) == ("CANCELLED", Outcome.UNKNOWN)
+
+    try:
+        play_shared(cluster, scene)
+    finally:
+        cluster.elected.set()

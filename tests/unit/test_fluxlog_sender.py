@@ -204,3 +204,14 @@ def test_the_buffer_is_bounded(start: START) -> None:
     sent = run.send_numbered(500)
     assert run.sender.flush(10)
     assert run.partitions[0].values == sent
+
+
+def test_a_client_that_is_closed_first_ends_what_is_sent_after_it(start: START) -> None:
+    """Surely not written; and the sender goes on to answer."""
+    run = start()
+    run.client.close()
+    run.send_numbered(3)
+    assert run.sender.flush(10)
+    run.send_numbered(1)
+    assert run.sender.flush(10)
+    assert run.outcomes() == [Outcome.REJECTED] * 4
