@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from fluxlog.aio.connection import Connection
 from fluxlog.aio.feed import Track
@@ -11,6 +12,28 @@ from fluxlog.errors import FluxlogError, from_error_message
 from fluxlog.v1 import groups_pb2
 
 _ITEMS_MAX = 10_000
+
+
+class _Due(NamedTuple):
+    """What is to be committed of a track, and what that answers to: it may be sought while the commit is on its way."""
+
+    track: Track
+    offset: int
+    seeks: int
+
+    @classmethod
+    def of(cls, track: Track, offset: int) -> _Due:
+        return cls(track, offset, track.seeks)
+
+    @property
+    def rewinds(self) -> bool:
+        """It may go back."""
+        return self.seeks != self.track.seeks_committed
+
+    @property
+    def changes(self) -> bool:
+        """A lower offset would change nothing otherwise, and stands for no news: the record in hand was committed."""
+        return self.rewinds or self.track.committed is None or self.offset > self.track.committed
 
 
 class Committer:
@@ -52,7 +75,7 @@ class Committer:
                 await self.commit(self._tracks())
             except FluxlogError:
                 self._active.set()
-            if any(track.committed != self._handled(track) or track.rewind for track in self._tracks()):
+            if self._due(self._tracks(), self._handled):
                 self._active.set()
 
     async def commit(
@@ -68,31 +91,34 @@ class Committer:
             FluxlogError: FENCED_MEMBER: a partition is not this member's any more; or there is no coordinator.
         """
         async with self._one_at_a_time:
-            offset_of = offset_of or self._handled
-            due = [(track, offset_of(track)) for track in tracks]
-            due = [(track, offset) for track, offset in due if track.rewind or offset != track.committed]
+            due = self._due(tracks, offset_of or self._handled)
             failure: FluxlogError | None = None
             for first in range(0, len(due), _ITEMS_MAX):
                 failure = await self._commit(due[first : first + _ITEMS_MAX], patience) or failure
             if failure is not None:
                 raise failure
 
-    async def _commit(self, due: list[tuple[Track, int]], patience: float) -> FluxlogError | None:
+    @staticmethod
+    def _due(tracks: Iterable[Track], offset_of: Callable[[Track], int]) -> list[_Due]:
+        return [due for track in tracks if (due := _Due.of(track, offset_of(track))).changes]
+
+    async def _commit(self, due: Sequence[_Due], patience: float) -> FluxlogError | None:
         identity = self._identity()
         if identity is None:
             return FluxlogError("NOT_A_MEMBER", f"not a member of group {self._group} at the moment", retriable=True)
         member_id, member_epoch = identity
         request = groups_pb2.CommitOffsetsRequest(group=self._group, member_id=member_id, member_epoch=member_epoch)
-        for track, offset in due:
+        for item in due:
+            track = item.track
             request.offsets.add(
-                topic=track.where.topic, topic_id=track.topic_id, partition=track.where.partition, offset=offset,
-                rewind=track.rewind,
+                topic=track.where.topic, topic_id=track.topic_id, partition=track.where.partition, offset=item.offset,
+                rewind=item.rewinds,
             )  # fmt: skip
         answer = await self._connection.call(lambda node: node.groups.CommitOffsets, request, patience=patience)
         failure: FluxlogError | None = None
-        for (track, offset), result in zip(due, answer.results, strict=True):
+        for item, result in zip(due, answer.results, strict=True):
             if result.WhichOneof("result") == "error":
                 failure = from_error_message(result.error)
                 continue
-            track.committed, track.rewind = offset, False
+            item.track.committed, item.track.seeks_committed = result.committed_offset, item.seeks
         return failure

@@ -48,8 +48,11 @@ class Track:
     end: int | None = None
     """Stop there."""
     committed: int | None = None
-    rewind: bool = False
-    """A seek went back: the next commit is meant to."""
+    """What the group has, as it was answered last."""
+    seeks: int = 0
+    """So many."""
+    seeks_committed: int = 0
+    """So many when what is committed was sent. Since a further seek the next commit is meant to go back."""
     buffer: deque[Buffered] = field(default_factory=deque)
     following: Following | None = None
     failure: FluxlogError | None = None
@@ -142,8 +145,7 @@ class Feed:
         """Go on elsewhere."""
         self._stop(track)
         track.version += 1
-        if track.committed is not None and offset < track.committed:
-            track.rewind = True
+        track.seeks += 1
         track.position = track.handled = offset
         track.caught_up = False
         self._start(track)
