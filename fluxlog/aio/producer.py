@@ -163,6 +163,10 @@ class Producer:
             FluxlogError: the topic or partition does not exist, or nobody answers: nothing was sent.
         """
         lanes = self._topics.get(topic) or await self._load(topic)
+        if value.__class__ is not bytes:  # before its size is taken: a memoryview may count other things than bytes
+            value = checked_bytes("value", value)
+        if key is not None:
+            key = checked_bytes("key", key)
         size = RECORD_OVERHEAD + (len(value) if value else 0) + (len(key) if key else 0)
         if headers:
             headers = checked_headers(headers)
@@ -200,6 +204,10 @@ class Producer:
         lanes = self._topics.get(topic)
         if lanes is None:
             raise LocalError("UNKNOWN_TOPIC", f"topic {topic!r} is not prepared: await producer.prepare({topic!r})")
+        if value.__class__ is not bytes:
+            value = checked_bytes("value", value)
+        if key is not None:
+            key = checked_bytes("key", key)
         size = RECORD_OVERHEAD + (len(value) if value else 0) + (len(key) if key else 0)
         if headers:
             headers = checked_headers(headers)
@@ -276,21 +284,22 @@ class Producer:
     ) -> RecordsBatch:
         """Into the open batch of its lane; the room is taken already and is given back on an error."""
         try:
-            if value.__class__ is not bytes:
-                value = checked_bytes("value", value)
             if timestamp_ms is None:
                 timestamp_ms = time.time_ns() // 1_000_000
             else:
                 checked_timestamp(timestamp_ms)
-            if partition is None and key is None:
-                lane = lanes.take_turn() if self._round_robin else lanes.sticky
+            sticky = partition is None and key is None and not self._round_robin
+            if sticky:
+                lane = lanes.sticky
+            elif partition is None and key is None:
+                lane = lanes.take_turn()
             else:
-                key = checked_bytes("key", key)
                 lane = self._lane_of(lanes, key, partition)
             batch = lane.open
-            if batch is not None and batch.size + size > self._batch_bytes:
+            while batch is not None and batch.size + size > self._batch_bytes:
                 self._seal(lane)
-                lane = lanes.sticky if key is None and partition is None else lane
+                if sticky:
+                    lane = lanes.sticky
                 batch = lane.open
             if batch is None:
                 batch = self._open_batch(lane)
@@ -349,8 +358,8 @@ class Producer:
                 raise LocalError("INVALID_ARGUMENT", f"expected_offset {expected_offset} is not in 0..2^63-1")
             lane = lanes.at(partition)
             batch = RecordsBatch(
-                values=[checked_bytes("value", value)],
-                keys=[checked_bytes("key", key)],
+                values=[value],
+                keys=[key],
                 headers=[headers] if headers else None,
                 timestamps_ms=[
                     time.time_ns() // 1_000_000 if timestamp_ms is None else checked_timestamp(timestamp_ms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -163,3 +164,37 @@ def test_a_call_on_a_connection_that_is_closed_meanwhile_fails(cluster: FakeClus
         play_shared(cluster, scene)
     finally:
         cluster.elected.set()
+
+
+@pytest.mark.parametrize("keyless", ["sticky", "round_robin"])
+def test_a_large_record_never_makes_the_batch_of_others_too_large(cluster: FakeCluster, keyless: str) -> None:
+    """Whichever open batch it is about to join: that of another partition, too, which may be nearly full."""
+
+    async def scene(producer: Producer) -> None:
+        others = [producer.send_nowait("t", bytes(1_000), partition=number % 2) for number in range(500)]
+        large = [producer.send_nowait("t", bytes(900_000)) for _ in range(3)]
+        assert set(await outcomes(*others, *large)) == {Outcome.COMMITTED}
+
+    play(cluster, scene, keyless=keyless)
+
+
+def test_a_records_size_is_that_of_its_bytes(cluster: FakeCluster) -> None:
+    """A memoryview's length counts items."""
+    numbers = memoryview(array("d", [0.5] * 110_000))  # 880,000 bytes
+
+    async def scene(producer: Producer) -> None:
+        others = [producer.send_nowait("t", bytes(1_000), partition=0) for _ in range(200)]
+        large = producer.send_nowait("t", numbers, partition=0)  # type: ignore[arg-type]
+        assert set(await outcomes(*others, large)) == {Outcome.COMMITTED}
+
+    play(cluster, scene, batch_bytes=1_000_000)
+
+
+def test_records_that_take_turns_do_so_also_when_they_fill_their_batches(cluster: FakeCluster) -> None:
+    async def scene(producer: Producer) -> None:
+        deliveries = [producer.send_nowait("t", bytes(400)) for _ in range(20)]
+        places = [(await delivery).partition for delivery in deliveries]
+        assert places == places[:2] * 10
+        assert places[0] != places[1]
+
+    play(cluster, scene, keyless="round_robin", batch_bytes=1_024)
