@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -111,7 +110,7 @@ async def _run(settings: config.Settings) -> None:
 
 def _exit(message: str, code: int) -> NoReturn:
     """One clear line."""
-    print(f"fluxd: {message}", file=sys.stderr)  # noqa: T201 - before and beside the log, for whoever started it
+    observability.Lines.on_stderr().write(f"fluxd: {message}\n")  # before and beside the log, for whoever started it
     raise typer.Exit(code)
 
 

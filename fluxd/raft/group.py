@@ -475,8 +475,8 @@ class Group(Standing):
     def fail(self, why: str) -> None:
         """Take this replica out (fail-stop): it answers what waits and then nothing any more."""
         if not self._failed:
-            self._log_event("replica_failed", why=why)
             self._end(why, f"the replica of {self.group_id} stopped itself")
+            self._log_event("replica_failed", why=why)  # last: whatever becomes of a line, the replica is out
 
     def reopen(self, log: PartitionLog, producers: ProducerTable, log_start: LogStart) -> None:
         """Take part again, after `fail`, with the log as it was opened again; `step` follows."""

@@ -81,9 +81,9 @@ class Healing:
         """Take a replica out, and bring it back when that is possible."""
         if group.role is Role.FAILED:
             return
-        group.fail(f"{_told(error)}; its files are being opened again")
         patient = self._patients[group.group_id] = _Patient(group, error.errno in _NO_ROOM)
         self._later(patient, self._backoffs.setdefault(group.group_id, Backoff()).next(self._reactor.now()))
+        group.fail(f"{_told(error)}; its files are being opened again")
 
     def forget(self, group_id: GroupId) -> None:
         """It is closed."""

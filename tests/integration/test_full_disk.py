@@ -49,11 +49,13 @@ def small_disk(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def cluster_on_small_disks(tmp_path: Path, *node_ids: int) -> Iterator[Cluster]:
-    """Three nodes; those have small disks."""
+    """Three nodes; those have small disks, for their log lines, too, of which there are many."""
     with ExitStack() as stack:
         cluster = Cluster(tmp_path)
-        for node_id in node_ids:
-            stack.enter_context(small_disk(cluster.node(node_id).data_dir))
+        for node in (cluster.node(node_id) for node_id in node_ids):
+            stack.enter_context(small_disk(node.data_dir))
+            node.log_path = node.data_dir / "node.log"
+            node.extra = ["--log-level", "debug"]
         yield stack.enter_context(cluster)
 
 
@@ -137,6 +139,7 @@ def test_one_disk_full_to_the_last_byte(tmp_path: Path) -> None:
         for node in cluster.nodes:
             wait_until(lambda node=node: len(fetch_values(node, "orders")) == 215, "every node has all of it")  # type: ignore[misc]
             writer.check(node)
+        wait_until(lambda: '"lines_lost":' in full.log_text, "the node says that lines of its log are lost")
 
 
 def test_two_disks_full_to_the_last_byte(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import grpc
 import pytest
@@ -27,11 +28,14 @@ from tests.integration.cluster import (
 pytestmark = pytest.mark.slow
 
 
-def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def serve(
+    *arguments: str, stderr: IO[bytes] | int = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `fluxd serve` that is expected to end by itself."""
     return subprocess.run(
         [sys.executable, "-m", "fluxd", "serve", *arguments],
-        env={"PATH": "/usr/bin", **environment}, capture_output=True, text=True, timeout=30, check=False,
+        env={"PATH": "/usr/bin", **environment}, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=30,
+        check=False,
     )  # fmt: skip
 
 

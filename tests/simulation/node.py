@@ -56,6 +56,8 @@ class SimNode:
         self.reactor: SimReactor | None = None
         self.host: Host | None = None
         self.events: list[str] = []
+        self.cannot_log: Exception | None = None
+        """What logging raises."""
         self.callback_failed = ""
         """What a client found wrong with its answer: the replica goes on, the run must not."""
 
@@ -164,6 +166,8 @@ class SimNode:
         self._on_event(self)
 
     def _log(self, event: str, **fields: object) -> None:
+        if self.cannot_log is not None:
+            raise self.cannot_log
         if event == "callback_failed":
             self.callback_failed = str(fields["why"])
         self.events.append(f"{self._simulator.now:9.4f} {self.node_id}.{self.incarnation} {event} {fields}")

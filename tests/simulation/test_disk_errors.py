@@ -67,6 +67,23 @@ def test_a_failed_sync_is_healed(node: int) -> None:
     assert not [event for event in lab.nodes[NodeId(node)].events if "unadmitted" in event]
 
 
+@pytest.mark.parametrize("node", [1, 2])
+def test_a_failed_sync_is_healed_whatever_becomes_of_its_log_line(node: int) -> None:
+    """The line is the last thing: when it cannot be written the replica is out already, its callers have their
+    answers, and it comes back.
+    """
+    lab = _lab()
+    _disk(lab, node).fail_next("sync", EIO, path=".seg")
+    answers = lab.propose(1, b"while it fails")
+    lab.nodes[NodeId(node)].cannot_log = RuntimeError("no log")
+    with pytest.raises(RuntimeError, match="no log"):
+        lab.until(lambda: False)
+    assert lab[node].role is Role.FAILED
+    assert node != 1 or outcome(answers) == "UNKNOWN"
+    lab.nodes[NodeId(node)].cannot_log = None
+    lab.until(lambda: lab[node].openings == 2 and _settled(lab))
+
+
 def test_after_a_failed_sync_the_log_goes_on_in_a_new_segment() -> None:
     """The file that could not be synced is not written any more."""
     lab = _lab()

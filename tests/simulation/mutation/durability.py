@@ -13,6 +13,7 @@ _JOURNAL = "fluxd/raft/journal.py"
 _HOST = "fluxd/raft/host.py"
 _REPLICAS = "fluxd/raft/replicas.py"
 _HEALING = "fluxd/raft/healing.py"
+_GROUP = "fluxd/raft/group.py"
 _VOTE_SYNCING = "fluxd/raft/vote_syncing.py"
 _RECOVERY = "fluxd/storage/recovery.py"
 _OPENING = "fluxd/raft/opening.py"
@@ -236,6 +237,19 @@ MUTANTS = (
         "C5 a replica that finds its log damaged takes no part until it was copied",
         (Edit(_HOST, "self._set_aside(group, why)", "pass"),),
         guard=_ERRORS + "test_a_closed_segment_that_was_damaged_under_a_running_replica",
+    ),
+    Mutant(
+        "c5-out-before-line",
+        "C5 a replica that stops is out before that is logged",
+        (
+            Edit(
+                _GROUP,
+                "        if not self._failed:\n            self._end(why, ",
+                '        if not self._failed:\n            self._log_event("replica_failing", why=why)\n'
+                "            self._end(why, ",
+            ),
+        ),
+        guard=_ERRORS + "test_a_failed_sync_is_healed_whatever_becomes_of_its_log_line[2]",
     ),
     # ------------------------------------------------------------------ files that rest
     Mutant(
