@@ -90,7 +90,7 @@ class Fetching:
                 break
             group = self._still_served(route)
             chunk = await self._read(route, group, Offset(call.offset), max_bytes)
-        response, _ = await self._encode(chunk, call, Offset(call.offset), max_bytes)
+        response, _ = await self._encode(route, chunk, call, Offset(call.offset))
         return response
 
     async def follow(self, call: FetchCall) -> AsyncIterator[bytes]:
@@ -111,7 +111,7 @@ class Fetching:
         while True:
             chunk = await self._read(route, group, offset, max_bytes)
             if chunk.frames.size:
-                response, offset = await self._encode(chunk, call, offset, max_bytes)
+                response, offset = await self._encode(route, chunk, call, offset)
                 yield response
             else:
                 await self._room.wait(group, None)
@@ -212,31 +212,47 @@ class Fetching:
             ) from error
         return _Chunk(frames, status)
 
-    async def _encode(self, chunk: _Chunk, call: FetchCall, offset: Offset, max_bytes: int) -> tuple[bytes, Offset]:
+    async def _encode(self, route: Route, chunk: _Chunk, call: FetchCall, offset: Offset) -> tuple[bytes, Offset]:
         """An encoded FetchResponse, and where to go on."""
         frames, next_offset = chunk.frames, chunk.frames.next_offset
         response = frames.behind(_head(chunk.status, next_offset))
         if not call.as_records:
             return response, next_offset
-        records = await self._records(memoryview(response)[frames.room :], offset, max_bytes)
+        max_bytes = call.max_bytes or limits.FETCH_BYTES_DEFAULT
+        records = await self._records(route, memoryview(response)[frames.room :], offset, max_bytes)
         if records:
             next_offset = Offset(records[-1].offset + 1)
         body = log_pb2.FetchResponse(records=records).SerializeToString()
         return _head(chunk.status, next_offset) + body, next_offset
 
-    async def _records(self, frames: memoryview, offset: Offset, max_bytes: int) -> list[record_pb2.Record]:
+    async def _records(
+        self, route: Route, frames: memoryview, offset: Offset, max_bytes: int
+    ) -> list[record_pb2.Record]:
         try:
-            return await self._reactor.read(lambda: records_from_frames(frames, offset, bytes_max=max_bytes))
+            records = await self._reactor.read(lambda: records_from_frames(frames, offset, bytes_max=max_bytes))
         except UndecodableBatchError as error:
-            raise FluxError(
-                Reason.CORRUPT_BATCH,
-                f"{error}; go on at offset {error.next_offset}",
-                metadata={"base_offset": str(error.base_offset), "next_offset": str(error.next_offset)},
-            ) from error
+            raise _not_plain(Reason.CORRUPT_BATCH, route, str(error), error.base_offset, error.next_offset) from error
         except CorruptDataError as error:
             raise FluxError(
                 Reason.REPLICA_OFFLINE, f"what this node has at offset {offset} is damaged: {error}"
             ) from error
+        if records and (size := records[0].ByteSize()) > limits.PLAIN_RECORD_BYTES_MAX:  # then it is the only one
+            first = records[0].offset
+            why = (
+                f"the record at offset {first} has {size} bytes, at most {limits.PLAIN_RECORD_BYTES_MAX} are delivered "
+                "as a plain record: read it as an entry"
+            )
+            raise _not_plain(Reason.BATCH_TOO_LARGE, route, why, first, first + 1)
+        return records
+
+
+def _not_plain(reason: Reason, route: Route, why: str, base_offset: int, next_offset: int) -> FluxError:
+    """What stands here cannot be delivered as plain records, now or later."""
+    return FluxError(
+        reason,
+        f"{route.name}: {why}; go on at offset {next_offset}",
+        metadata={"partition": route.name, "base_offset": str(base_offset), "next_offset": str(next_offset)},
+    )
 
 
 def _head(status: bytes, next_offset: Offset) -> bytes:

@@ -11,9 +11,9 @@ What is in memory for a client is bounded: its credits in records, one fetch for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from fluxd.broker.group_membership import MemberClient, Membership
 from fluxd.broker.group_requests import GroupRequests
@@ -21,6 +21,7 @@ from fluxd.broker.thin_partition import ThinPartition
 from fluxd.broker.thin_reads import ThinReads
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
+from fluxd.core.status import error_message
 from fluxd.observability import get_logger
 from fluxlog.v1 import consume_pb2, groups_pb2, log_pb2, record_pb2
 
@@ -31,9 +32,9 @@ _LAST_COMMITS = 20
 """Tries, before a client that leaves is let go: what is not committed is delivered again."""
 _RESPONSES_WAITING = 8
 
-T = TypeVar("T")
 Key = tuple[str, int]
 Requests = AsyncIterator[consume_pb2.ConsumeRequest]
+Content = consume_pb2.Delivery | consume_pb2.Undeliverable
 
 
 class ThinConsumer:
@@ -83,21 +84,25 @@ class ThinConsumer:
             waiting.cancel()
 
     def task_ended(self, task: asyncio.Future[None]) -> None:
-        """One of the stream's tasks is over: so is the stream, except that of what the client has to say."""
+        """One of the stream's tasks is over: so is the stream, after what waits to go out."""
         error = None if task.cancelled() else task.exception()
-        if self._ended.done():
+        if self._ended.done() or task.cancelled():
             return
         if error is not None:
             self._ended.set_exception(error)
-        elif not task.cancelled():
+        else:
             self._ended.set_result(None)
+        self._stop_reading()  # a busy partition would keep the end from the client
+
+    def _stop_reading(self) -> None:
+        for task in self._reading.values():
+            task.cancel()
 
     def close(self) -> None:
         """Stop reading."""
         if self._lapse is not None:
             self._lapse.cancel()
-        for task in self._reading.values():
-            task.cancel()
+        self._stop_reading()
         if self._ended.done() and not self._ended.cancelled():
             self._ended.exception()  # it is known, or nobody is there to be told
 
@@ -293,64 +298,65 @@ class ThinConsumer:
 
     async def _read(self, key: Key, assignment: groups_pb2.Assignment) -> None:
         """Deliver a partition's records for as long as it is this member's."""
-        begin = await _patiently(lambda: self._reads.begin(assignment, self._subscribe.start_at))
+        begin = await self._reads.begin(assignment, self._subscribe.start_at)
         owned = self._owned[key] = ThinPartition(assignment.partition, begin)
         while True:
-            while self._credits <= 0:
-                self._credit_came.clear()
-                await self._credit_came.wait()
-            response = await _patiently(lambda: self._reads.fetch(owned, as_batches=self._subscribe.as_batches))
+            await self._credit()
+            try:
+                response = await self._reads.fetch(self._subscribe.group, owned, as_batches=self._subscribe.as_batches)
+            except FluxError as error:
+                if not self._subscribe.accepts_undeliverable:
+                    raise
+                await self._stand(owned, error)
+                continue
             if response.entries:
                 await self._deliver_entries(owned, response)
             elif response.records:
                 await self._deliver(owned, response.records)
 
+    async def _credit(self) -> None:
+        """Wait until there is one."""
+        while self._credits <= 0:
+            self._credit_came.clear()
+            await self._credit_came.wait()
+
     async def _deliver(self, owned: ThinPartition, records: Iterable[record_pb2.Record]) -> None:
         """As the credits allow, piece by piece."""
         waiting = list(records)
         while waiting:
-            while self._credits <= 0:
-                self._credit_came.clear()
-                await self._credit_came.wait()
+            await self._credit()
             piece, waiting = waiting[: self._credits], waiting[self._credits :]
-            await self._put(owned, [record.offset for record in piece], piece[-1].offset + 1, records=piece)
+            offsets = [record.offset for record in piece]
+            await self._put(owned, offsets, offsets[-1] + 1, consume_pb2.Delivery(records=piece))
 
     async def _deliver_entries(self, owned: ThinPartition, response: log_pb2.FetchResponse) -> None:
         end = response.status.next_offset
         if end > owned.position:
-            await self._put(owned, range(owned.position, end), end, entries=response.entries)
+            await self._put(owned, range(owned.position, end), end, consume_pb2.Delivery(entries=response.entries))
 
-    async def _put(
-        self,
-        owned: ThinPartition,
-        offsets: list[int] | range,
-        end: int,
-        *,
-        records: Iterable[record_pb2.Record] = (),
-        entries: Iterable[record_pb2.LogEntry] = (),
-    ) -> None:
-        where = owned.partition
-        delivery = consume_pb2.Delivery(
-            topic=where.topic, partition=where.partition, records=records, entries=entries, first_offset=offsets[0],
-            last_offset=offsets[-1],
-        )  # fmt: skip
+    async def _stand(self, owned: ThinPartition, error: FluxError) -> None:
+        """Tell the client what cannot be delivered, and go on when it has acknowledged that."""
+        first, end = max(owned.position, int(error.metadata["base_offset"])), int(error.metadata["next_offset"])
+        await self._credit()
+        await self._put(owned, [first], end, consume_pb2.Undeliverable(error=error_message(error, writes=False)))
+        while not owned.is_acknowledged(first):
+            self._credit_came.clear()
+            await self._credit_came.wait()
+
+    async def _put(self, owned: ThinPartition, offsets: list[int] | range, end: int, content: Content) -> None:
+        content.topic, content.partition = owned.partition.topic, owned.partition.partition
+        content.first_offset, content.last_offset = offsets[0], end - 1
+        if isinstance(content, consume_pb2.Delivery):
+            response = consume_pb2.ConsumeResponse(delivery=content)
+        else:
+            response = consume_pb2.ConsumeResponse(undeliverable=content)
         self._credits -= len(offsets)
         try:
-            await self._responses.put(consume_pb2.ConsumeResponse(delivery=delivery))
+            await self._responses.put(response)
         except asyncio.CancelledError:  # it is not in the queue then
             self._give_credit(len(offsets))
             raise
         owned.delivered(offsets, end)
-
-
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Try until it succeeds; the task that waits is cancelled when nobody wants it any more."""
-    while True:
-        try:
-            return await work()
-        except FluxError as error:
-            log.debug("thin_read_failed", reason=error.reason.name, message=error.message)
-        await asyncio.sleep(_RETRY)
 
 
 async def _until_none(

@@ -45,6 +45,10 @@ class ThinPartition:
         """Records that were delivered and are not acknowledged."""
         return sum(1 for acknowledged in self._unfinished.values() if not acknowledged)
 
+    def is_acknowledged(self, offset: int) -> bool:
+        """Of an offset that was delivered."""
+        return self._unfinished.get(offset, True)
+
     def delivered(self, offsets: Iterable[int], next_offset: int) -> None:
         """These go out, in ascending order; the next ones begin at `next_offset`."""
         self._unfinished.update((offset, False) for offset in offsets)

@@ -29,6 +29,9 @@ GRPC_MESSAGE_BYTES_MAX: Final = 4 * MIB
 """gRPC's default receive limit, which clients in other languages have."""
 FETCH_BYTES_DEFAULT: Final = 1 * MIB
 FETCH_BYTES_MAX: Final = 3 * MIB
+PLAIN_RECORD_BYTES_MAX: Final = GRPC_MESSAGE_BYTES_MAX - 4 * KIB
+"""A record, encoded, that is delivered as a plain one: a response has room for one. Compressed batches may hold larger
+ones."""
 FETCH_WAIT_MS_MAX: Final = 30_000
 PRODUCE_TIMEOUT_MS_DEFAULT: Final = 30_000
 PRODUCE_TIMEOUT_MS_MAX: Final = 60_000
@@ -214,7 +217,7 @@ assert PRODUCER_IN_FLIGHT_MAX <= PRODUCER_WINDOW_BATCHES, "a retry within the wi
 assert BATCH_BYTES_MAX <= ENTRY_BYTES_TARGET
 assert FETCH_BYTES_MAX + ENTRY_FRAME_BYTES_MAX <= 2 * GRPC_MESSAGE_BYTES_MAX
 assert ENTRY_FRAME_BYTES_MAX + 4 * KIB < GRPC_MESSAGE_BYTES_MAX, "one entry must fit a response"
-assert FETCH_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
+assert max(FETCH_BYTES_MAX, BATCH_BYTES_MAX) < PLAIN_RECORD_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
 assert ENTRY_FRAME_BYTES_MAX < 1 << 28, "a frame's length is a 4-byte varint"
 assert SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX
 assert 3 * HEARTBEAT_INTERVAL < ELECTION_TIMEOUT_MIN < ELECTION_TIMEOUT_MAX

@@ -22,36 +22,39 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fluxlog.v1 import errors_pb2 as fluxlog_dot_v1_dot_errors__pb2
 from fluxlog.v1 import record_pb2 as fluxlog_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66luxlog/v1/consume.proto\x12\nfluxlog.v1\x1a\x17\x66luxlog/v1/record.proto\"\x8d\x01\n\x0e\x43onsumeRequest\x12*\n\tsubscribe\x18\x01 \x01(\x0b\x32\x15.fluxlog.v1.SubscribeH\x00\x12\x1e\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0f.fluxlog.v1.AckH\x00\x12\'\n\x05leave\x18\x03 \x01(\x0b\x32\x16.fluxlog.v1.LeaveGroupH\x00\x42\x06\n\x04\x62ody\"\xd8\x01\n\tSubscribe\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06topics\x18\x02 \x03(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\r\x12%\n\x08start_at\x18\x04 \x01(\x0e\x32\x13.fluxlog.v1.StartAt\x12\x11\n\tmember_id\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63lient_name\x18\x06 \x01(\t\x12\x12\n\nas_batches\x18\x07 \x01(\x08\x12\x1a\n\x12session_timeout_ms\x18\x08 \x01(\r\x12\x1c\n\x14rebalance_timeout_ms\x18\t \x01(\r\"R\n\x03\x41\x63k\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x13\n\x0blast_offset\x18\x04 \x01(\x04\"\x0c\n\nLeaveGroup\"\xa3\x01\n\x0f\x43onsumeResponse\x12,\n\nsubscribed\x18\x01 \x01(\x0b\x32\x16.fluxlog.v1.SubscribedH\x00\x12(\n\x08\x64\x65livery\x18\x02 \x01(\x0b\x32\x14.fluxlog.v1.DeliveryH\x00\x12\x30\n\x07\x63hanged\x18\x03 \x01(\x0b\x32\x1d.fluxlog.v1.PartitionsChangedH\x00\x42\x06\n\x04\x62ody\";\n\nSubscribed\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x1a\n\x12session_timeout_ms\x18\x02 \x01(\r\"\xa3\x01\n\x08\x44\x65livery\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12#\n\x07records\x18\x03 \x03(\x0b\x32\x12.fluxlog.v1.Record\x12%\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x14.fluxlog.v1.LogEntry\x12\x14\n\x0c\x66irst_offset\x18\x05 \x01(\x04\x12\x13\n\x0blast_offset\x18\x06 \x01(\x04\">\n\x11PartitionsChanged\x12)\n\x05owned\x18\x01 \x03(\x0b\x32\x1a.fluxlog.v1.OwnedPartition\"2\n\x0eOwnedPartition\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r*5\n\x07StartAt\x12\x15\n\x11START_AT_EARLIEST\x10\x00\x12\x13\n\x0fSTART_AT_LATEST\x10\x01\x32R\n\x08\x43onsumer\x12\x46\n\x07\x43onsume\x12\x1a.fluxlog.v1.ConsumeRequest\x1a\x1b.fluxlog.v1.ConsumeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66luxlog/v1/consume.proto\x12\nfluxlog.v1\x1a\x17\x66luxlog/v1/errors.proto\x1a\x17\x66luxlog/v1/record.proto\"\x8d\x01\n\x0e\x43onsumeRequest\x12*\n\tsubscribe\x18\x01 \x01(\x0b\x32\x15.fluxlog.v1.SubscribeH\x00\x12\x1e\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0f.fluxlog.v1.AckH\x00\x12\'\n\x05leave\x18\x03 \x01(\x0b\x32\x16.fluxlog.v1.LeaveGroupH\x00\x42\x06\n\x04\x62ody\"\xf7\x01\n\tSubscribe\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06topics\x18\x02 \x03(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\r\x12%\n\x08start_at\x18\x04 \x01(\x0e\x32\x13.fluxlog.v1.StartAt\x12\x11\n\tmember_id\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63lient_name\x18\x06 \x01(\t\x12\x12\n\nas_batches\x18\x07 \x01(\x08\x12\x1a\n\x12session_timeout_ms\x18\x08 \x01(\r\x12\x1c\n\x14rebalance_timeout_ms\x18\t \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pts_undeliverable\x18\n \x01(\x08\"R\n\x03\x41\x63k\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x13\n\x0blast_offset\x18\x04 \x01(\x04\"\x0c\n\nLeaveGroup\"\xd7\x01\n\x0f\x43onsumeResponse\x12,\n\nsubscribed\x18\x01 \x01(\x0b\x32\x16.fluxlog.v1.SubscribedH\x00\x12(\n\x08\x64\x65livery\x18\x02 \x01(\x0b\x32\x14.fluxlog.v1.DeliveryH\x00\x12\x30\n\x07\x63hanged\x18\x03 \x01(\x0b\x32\x1d.fluxlog.v1.PartitionsChangedH\x00\x12\x32\n\rundeliverable\x18\x04 \x01(\x0b\x32\x19.fluxlog.v1.UndeliverableH\x00\x42\x06\n\x04\x62ody\";\n\nSubscribed\x12\x11\n\tmember_id\x18\x01 \x01(\x0c\x12\x1a\n\x12session_timeout_ms\x18\x02 \x01(\r\"\xa3\x01\n\x08\x44\x65livery\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12#\n\x07records\x18\x03 \x03(\x0b\x32\x12.fluxlog.v1.Record\x12%\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x14.fluxlog.v1.LogEntry\x12\x14\n\x0c\x66irst_offset\x18\x05 \x01(\x04\x12\x13\n\x0blast_offset\x18\x06 \x01(\x04\"~\n\rUndeliverable\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x04\x12\x13\n\x0blast_offset\x18\x04 \x01(\x04\x12 \n\x05\x65rror\x18\x05 \x01(\x0b\x32\x11.fluxlog.v1.Error\">\n\x11PartitionsChanged\x12)\n\x05owned\x18\x01 \x03(\x0b\x32\x1a.fluxlog.v1.OwnedPartition\"2\n\x0eOwnedPartition\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r*5\n\x07StartAt\x12\x15\n\x11START_AT_EARLIEST\x10\x00\x12\x13\n\x0fSTART_AT_LATEST\x10\x01\x32R\n\x08\x43onsumer\x12\x46\n\x07\x43onsume\x12\x1a.fluxlog.v1.ConsumeRequest\x1a\x1b.fluxlog.v1.ConsumeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluxlog.v1.consume_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STARTAT']._serialized_start=1035
-  _globals['_STARTAT']._serialized_end=1088
-  _globals['_CONSUMEREQUEST']._serialized_start=66
-  _globals['_CONSUMEREQUEST']._serialized_end=207
-  _globals['_SUBSCRIBE']._serialized_start=210
-  _globals['_SUBSCRIBE']._serialized_end=426
-  _globals['_ACK']._serialized_start=428
-  _globals['_ACK']._serialized_end=510
-  _globals['_LEAVEGROUP']._serialized_start=512
-  _globals['_LEAVEGROUP']._serialized_end=524
-  _globals['_CONSUMERESPONSE']._serialized_start=527
-  _globals['_CONSUMERESPONSE']._serialized_end=690
-  _globals['_SUBSCRIBED']._serialized_start=692
-  _globals['_SUBSCRIBED']._serialized_end=751
-  _globals['_DELIVERY']._serialized_start=754
-  _globals['_DELIVERY']._serialized_end=917
-  _globals['_PARTITIONSCHANGED']._serialized_start=919
-  _globals['_PARTITIONSCHANGED']._serialized_end=981
-  _globals['_OWNEDPARTITION']._serialized_start=983
-  _globals['_OWNEDPARTITION']._serialized_end=1033
-  _globals['_CONSUMER']._serialized_start=1090
-  _globals['_CONSUMER']._serialized_end=1172
+  _globals['_STARTAT']._serialized_start=1271
+  _globals['_STARTAT']._serialized_end=1324
+  _globals['_CONSUMEREQUEST']._serialized_start=91
+  _globals['_CONSUMEREQUEST']._serialized_end=232
+  _globals['_SUBSCRIBE']._serialized_start=235
+  _globals['_SUBSCRIBE']._serialized_end=482
+  _globals['_ACK']._serialized_start=484
+  _globals['_ACK']._serialized_end=566
+  _globals['_LEAVEGROUP']._serialized_start=568
+  _globals['_LEAVEGROUP']._serialized_end=580
+  _globals['_CONSUMERESPONSE']._serialized_start=583
+  _globals['_CONSUMERESPONSE']._serialized_end=798
+  _globals['_SUBSCRIBED']._serialized_start=800
+  _globals['_SUBSCRIBED']._serialized_end=859
+  _globals['_DELIVERY']._serialized_start=862
+  _globals['_DELIVERY']._serialized_end=1025
+  _globals['_UNDELIVERABLE']._serialized_start=1027
+  _globals['_UNDELIVERABLE']._serialized_end=1153
+  _globals['_PARTITIONSCHANGED']._serialized_start=1155
+  _globals['_PARTITIONSCHANGED']._serialized_end=1217
+  _globals['_OWNEDPARTITION']._serialized_start=1219
+  _globals['_OWNEDPARTITION']._serialized_end=1269
+  _globals['_CONSUMER']._serialized_start=1326
+  _globals['_CONSUMER']._serialized_end=1408
 # @@protoc_insertion_point(module_scope)

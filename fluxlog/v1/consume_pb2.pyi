@@ -11,6 +11,12 @@ the group's member on the client's behalf, reads from wherever the records are, 
   Leave, or the end of sending ->
                                <- the stream ends with OK
 
+What cannot be delivered as plain records (see FetchRequest.as_records) ends the stream with that error, which names
+the partition and where it goes on. A client with `accepts_undeliverable` gets `Undeliverable` instead:
+
+                               <- Undeliverable: the partition stands there, the others go on
+  Ack                          -> it goes on behind
+
 At least once: what was delivered and not acknowledged when the stream ends is delivered again, to this client or
 another one. When the stream breaks, open a new one on any node, with the member id from Subscribed: within the session
 timeout nothing changes hands.
@@ -19,6 +25,7 @@ The other half, an idempotent producer, is Log.Produce with `records`, `producer
 """
 
 from collections import abc as _abc
+from fluxlog.v1 import errors_pb2 as _errors_pb2
 from fluxlog.v1 import record_pb2 as _record_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -97,6 +104,7 @@ class Subscribe(_message.Message):
     AS_BATCHES_FIELD_NUMBER: _builtins.int
     SESSION_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     REBALANCE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    ACCEPTS_UNDELIVERABLE_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     """1..249 characters out of [a-zA-Z0-9._-]."""
     credits: _builtins.int
@@ -117,6 +125,8 @@ class Subscribe(_message.Message):
     """How long a partition that goes to another member waits for outstanding acknowledgements, milliseconds,
     1,000..3,600,000; 0 means 10,000. Past it they are not waited for: those records are delivered again to the other.
     """
+    accepts_undeliverable: _builtins.bool
+    """The client looks at ConsumeResponse.undeliverable. Otherwise what it tells ends the stream, so that it is noticed."""
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1..100 topic names."""
@@ -133,10 +143,11 @@ class Subscribe(_message.Message):
         as_batches: _builtins.bool = ...,
         session_timeout_ms: _builtins.int = ...,
         rebalance_timeout_ms: _builtins.int = ...,
+        accepts_undeliverable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_batches", b"as_batches", "client_name", b"client_name", "credits", b"credits", "group", b"group", "member_id", b"member_id", "rebalance_timeout_ms", b"rebalance_timeout_ms", "session_timeout_ms", b"session_timeout_ms", "start_at", b"start_at", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_undeliverable", b"accepts_undeliverable", "as_batches", b"as_batches", "client_name", b"client_name", "credits", b"credits", "group", b"group", "member_id", b"member_id", "rebalance_timeout_ms", b"rebalance_timeout_ms", "session_timeout_ms", b"session_timeout_ms", "start_at", b"start_at", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -196,6 +207,7 @@ class ConsumeResponse(_message.Message):
     SUBSCRIBED_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
+    UNDELIVERABLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscribed(self) -> Global___Subscribed: ...
     @_builtins.property
@@ -204,18 +216,23 @@ class ConsumeResponse(_message.Message):
     def changed(self) -> Global___PartitionsChanged:
         """For information: nothing has to be answered."""
 
+    @_builtins.property
+    def undeliverable(self) -> Global___Undeliverable:
+        """Only with `accepts_undeliverable`."""
+
     def __init__(
         self,
         *,
         subscribed: Global___Subscribed | None = ...,
         delivery: Global___Delivery | None = ...,
         changed: Global___PartitionsChanged | None = ...,
+        undeliverable: Global___Undeliverable | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "changed", b"changed", "delivery", b"delivery", "subscribed", b"subscribed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "changed", b"changed", "delivery", b"delivery", "subscribed", b"subscribed", "undeliverable", b"undeliverable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "changed", b"changed", "delivery", b"delivery", "subscribed", b"subscribed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "changed", b"changed", "delivery", b"delivery", "subscribed", b"subscribed", "undeliverable", b"undeliverable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["subscribed", "delivery", "changed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["subscribed", "delivery", "changed", "undeliverable"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -283,6 +300,45 @@ class Delivery(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
+
+@_typing.final
+class Undeliverable(_message.Message):
+    """Records first_offset..last_offset cannot be delivered, and nothing more of this partition comes until they are
+    acknowledged: then the group goes on without them. They take one credit.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    FIRST_OFFSET_FIELD_NUMBER: _builtins.int
+    LAST_OFFSET_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    partition: _builtins.int
+    first_offset: _builtins.int
+    last_offset: _builtins.int
+    """Inclusive."""
+    @_builtins.property
+    def error(self) -> _errors_pb2.Error:
+        """CORRUPT_BATCH or BATCH_TOO_LARGE, with metadata partition, base_offset and next_offset."""
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        first_offset: _builtins.int = ...,
+        last_offset: _builtins.int = ...,
+        error: _errors_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "first_offset", b"first_offset", "last_offset", b"last_offset", "partition", b"partition", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Undeliverable: _TypeAlias = Undeliverable  # noqa: Y015
 
 @_typing.final
 class PartitionsChanged(_message.Message):

@@ -11,6 +11,12 @@ the group's member on the client's behalf, reads from wherever the records are, 
   Leave, or the end of sending ->
                                <- the stream ends with OK
 
+What cannot be delivered as plain records (see FetchRequest.as_records) ends the stream with that error, which names
+the partition and where it goes on. A client with `accepts_undeliverable` gets `Undeliverable` instead:
+
+                               <- Undeliverable: the partition stands there, the others go on
+  Ack                          -> it goes on behind
+
 At least once: what was delivered and not acknowledged when the stream ends is delivered again, to this client or
 another one. When the stream breaks, open a new one on any node, with the member id from Subscribed: within the session
 timeout nothing changes hands.

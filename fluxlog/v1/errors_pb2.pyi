@@ -74,11 +74,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     INVALID_ARGUMENT: a field is missing, malformed or out of its bounds
     """
     ERROR_REASON_CORRUPT_BATCH: _ErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT: the bytes are not a RecordBatch, or counts and lengths disagree"""
+    """INVALID_ARGUMENT: the bytes are not a RecordBatch, or counts and lengths disagree; of a read: see FetchRequest.as_records"""
     ERROR_REASON_WRONG_CHECKSUM: _ErrorReason.ValueType  # 3
     """INVALID_ARGUMENT: the batch is not the one that batch_crc32c was computed over"""
     ERROR_REASON_BATCH_TOO_LARGE: _ErrorReason.ValueType  # 4
-    """INVALID_ARGUMENT"""
+    """INVALID_ARGUMENT; of a read: see FetchRequest.as_records"""
     ERROR_REASON_INVALID_TOPIC_NAME: _ErrorReason.ValueType  # 5
     """INVALID_ARGUMENT"""
     ERROR_REASON_INVALID_CONFIG: _ErrorReason.ValueType  # 6
@@ -163,11 +163,11 @@ ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 1
 INVALID_ARGUMENT: a field is missing, malformed or out of its bounds
 """
 ERROR_REASON_CORRUPT_BATCH: ErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT: the bytes are not a RecordBatch, or counts and lengths disagree"""
+"""INVALID_ARGUMENT: the bytes are not a RecordBatch, or counts and lengths disagree; of a read: see FetchRequest.as_records"""
 ERROR_REASON_WRONG_CHECKSUM: ErrorReason.ValueType  # 3
 """INVALID_ARGUMENT: the batch is not the one that batch_crc32c was computed over"""
 ERROR_REASON_BATCH_TOO_LARGE: ErrorReason.ValueType  # 4
-"""INVALID_ARGUMENT"""
+"""INVALID_ARGUMENT; of a read: see FetchRequest.as_records"""
 ERROR_REASON_INVALID_TOPIC_NAME: ErrorReason.ValueType  # 5
 """INVALID_ARGUMENT"""
 ERROR_REASON_INVALID_CONFIG: ErrorReason.ValueType  # 6

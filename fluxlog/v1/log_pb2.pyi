@@ -248,7 +248,11 @@ class FetchRequest(_message.Message):
     min_bytes: _builtins.int
     """0 means 1."""
     as_records: _builtins.bool
-    """Deliver FetchResponse.records instead of entries."""
+    """Deliver FetchResponse.records instead of entries. Where that cannot be done the error is CORRUPT_BATCH (compressed
+    columns that cannot be decompressed: nobody can read them) or BATCH_TOO_LARGE (one record of more than 4,190,208
+    bytes, which a client that decodes entries can read), with metadata partition, base_offset and next_offset: go on
+    there. What is before it is delivered first.
+    """
     topic_id: _builtins.bytes
     """As in ProduceRequest."""
     def __init__(
@@ -287,6 +291,7 @@ class FollowRequest(_message.Message):
     max_bytes: _builtins.int
     """Bound on one response, as in FetchRequest."""
     as_records: _builtins.bool
+    """As in FetchRequest."""
     topic_id: _builtins.bytes
     def __init__(
         self,

@@ -9,11 +9,16 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from fluxlog.v1 import consume_pb2, consume_pb2_grpc
+from fluxlog.batch import encode_batch
+from fluxlog.codec import Codec
+from fluxlog.v1 import consume_pb2, consume_pb2_grpc, log_pb2, record_pb2
+from fluxlog.v1.errors_pb2 import ErrorReason
 from tests.integration.cluster import Cluster, NodeProcess, error_info, produce_request, wait_until
 from tests.integration.members import committed, describe
 
 pytestmark = pytest.mark.slow
+LARGEST = bytes(4_190_190)
+"""The value of a record that is just delivered as a plain one; clients have gRPC's default limits."""
 
 
 class Stream:
@@ -23,6 +28,7 @@ class Stream:
         self.topic = topic
         self.records: list[tuple[int, int, bytes]] = []
         self.entries: list[consume_pb2.Delivery] = []
+        self.undeliverable: list[consume_pb2.Undeliverable] = []
         self.owned: set[int] = set()
         self.member_id = b""
         self.error: grpc.RpcError | None = None
@@ -47,6 +53,8 @@ class Stream:
                         self.owned = {each.partition for each in response.changed.owned}
                     case "delivery":
                         self._take(response.delivery)
+                    case "undeliverable":
+                        self.undeliverable.append(response.undeliverable)
         except grpc.RpcError as error:
             self.error = error
         self.ended.set()
@@ -158,6 +166,65 @@ def test_batches_and_the_latest(cluster: Cluster) -> None:
     wait_until(lambda: bool(latest.records), "what comes from now on")
     assert latest.records[0][1] >= 4
     latest.leave()
+
+
+@pytest.fixture(scope="module")
+def odd(cluster: Cluster) -> str:
+    """A topic. In partition 0: a record, two that nobody can decompress, one too large for a plain response, and one
+    that just fits. In partition 1: five records.
+    """
+    cluster.create_topic("odd", partitions=2)
+    garbage = record_pb2.RecordBatch(
+        record_count=2, codec=record_pb2.CODEC_ZSTD, value_lengths=[5, 5], columns=b"not zstd"
+    )
+    large = record_pb2.RecordBatch.FromString(encode_batch([bytes(5_000_000), LARGEST], codec=Codec.ZSTD))
+    node = cluster.node(1)
+    node.log_stub.Produce(produce_request("odd", b"first"), timeout=10)
+    for batch in (garbage, large):
+        node.log_stub.Produce(log_pb2.ProduceRequest(topic="odd", batch=batch), timeout=10)
+    for number in range(5):
+        node.log_stub.Produce(produce_request("odd", b"%d" % number, partition=1), timeout=10)
+    return "odd"
+
+
+def test_what_cannot_be_delivered_is_told_and_acknowledged(cluster: Cluster, odd: str) -> None:
+    """With the offsets and a reason for each; their partition goes on behind them then, the other one all the time."""
+    stream = Stream(cluster.node(2), "odd", odd, accepts_undeliverable=True)
+    wait_until(lambda: len(stream.records) == 6 and len(stream.undeliverable) == 1, "all but what is behind it comes")
+    stream.ack(0, 0, 0)
+    stream.ack(1, 0, 4)
+    stream.ack(0, 1, 2)
+    wait_until(lambda: len(stream.undeliverable) == 2, "the next one is told")
+    stream.ack(0, 3, 3)
+    wait_until(lambda: (0, 4, LARGEST) in stream.records, "the record behind comes")
+    stream.ack(0, 4, 4)
+    stream.leave()
+    assert [
+        (each.topic, each.partition, each.first_offset, each.last_offset, ErrorReason.Name(each.error.reason))
+        for each in stream.undeliverable
+    ] == [
+        (odd, 0, 1, 2, "ERROR_REASON_CORRUPT_BATCH"),
+        (odd, 0, 3, 3, "ERROR_REASON_BATCH_TOO_LARGE"),
+    ]
+    assert committed(cluster.node(3), "odd") == {(odd, 0): 5, (odd, 1): 5}
+
+
+def test_what_cannot_be_delivered_ends_the_stream_of_who_did_not_ask_for_it(cluster: Cluster, odd: str) -> None:
+    """With the partition, and where to go on. So is a plain Fetch answered, through any node."""
+    stream = Stream(cluster.node(1), "odd-ended", odd)
+    assert stream.ended.wait(20)
+    assert stream.error is not None
+    info = error_info(stream.error)
+    assert (info.reason, info.metadata["partition"], info.metadata["next_offset"]) == ("CORRUPT_BATCH", "odd-0", "3")
+    for node in cluster.nodes:
+        with pytest.raises(grpc.RpcError) as refused:
+            node.log_stub.Fetch(log_pb2.FetchRequest(topic=odd, offset=3, as_records=True), timeout=10)
+        info = error_info(refused.value)
+        assert (info.reason, info.metadata["partition"], info.metadata["next_offset"]) == (
+            "BATCH_TOO_LARGE",
+            "odd-0",
+            "4",
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from fluxd.broker.waiting import WaitingRoom
+from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
+from fluxlog.batch import encode_batch
+from fluxlog.codec import Codec
 from fluxlog.v1 import log_pb2, record_pb2
 from tests.unit.broker_lone import Lone, batch, fetch_call, lone, produce_call
 
@@ -79,10 +82,35 @@ def test_batch_that_cannot_be_decoded(tmp_path: Path) -> None:
         await node.producing.produce(produce_call("solo", bad.SerializeToString()))
         await write(node, b"good")
         with pytest.raises(FluxError) as caught:
-            await fetch(node, 0, as_records=True)
+            await fetch(node, 1, as_records=True)
         assert caught.value.reason is Reason.CORRUPT_BATCH
-        assert caught.value.metadata["next_offset"] == "2"
+        assert caught.value.metadata == {"partition": "solo-0", "base_offset": "0", "next_offset": "2"}
+        assert "solo-0" in caught.value.message
         assert [r.value for r in (await fetch(node, 2, as_records=True)).records] == [b"good"]
+
+    run(tmp_path, test)
+
+
+def test_a_record_too_large_for_a_plain_response(tmp_path: Path) -> None:
+    """Compressed it is accepted; as a plain record it would go over what clients receive by default. What is before it
+    is read; then an error says where to go on, and as an entry it can be read.
+    """
+
+    async def test(node: Lone) -> None:
+        values = [b"small", bytes(5_000_000), bytes(limits.PLAIN_RECORD_BYTES_MAX - 32), b"last"]
+        await node.producing.produce(produce_call("solo", encode_batch(values, codec=Codec.ZSTD)))
+        first = await fetch(node, 0, as_records=True)
+        assert [r.value for r in first.records] == [b"small"]
+        with pytest.raises(FluxError) as caught:
+            await fetch(node, first.status.next_offset, as_records=True)
+        assert caught.value.reason is Reason.BATCH_TOO_LARGE
+        assert not caught.value.traits.retriable
+        assert caught.value.metadata == {"partition": "solo-0", "base_offset": "1", "next_offset": "2"}
+        largest = await fetch(node, 2, as_records=True)
+        assert [r.offset for r in largest.records] == [2]
+        assert limits.GRPC_MESSAGE_BYTES_MAX - 8 * limits.KIB < largest.ByteSize() < limits.GRPC_MESSAGE_BYTES_MAX
+        assert [r.value for r in (await fetch(node, 3, as_records=True)).records] == [b"last"]
+        assert sum(entry.stamp.record_count for entry in (await fetch(node, 1)).entries) == 4
 
     run(tmp_path, test)
 

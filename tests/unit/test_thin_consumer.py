@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import cast
+
+import pytest
+from structlog.testing import capture_logs
 
 from fluxd.broker.fetch import FetchCall
 from fluxd.broker.group_membership import MemberClient, Membership, Messages
 from fluxd.broker.group_requests import GroupRequests
 from fluxd.broker.thin_consumer import ThinConsumer
 from fluxd.broker.thin_reads import ThinReads
+from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
-from fluxlog.v1 import consume_pb2, groups_pb2, log_pb2
+from fluxlog.v1 import consume_pb2, groups_pb2, log_pb2, record_pb2
 
-ORDERS = groups_pb2.TopicPartition(topic="orders", topic_id=b"o" * 16, partition=3)
-OWNED = consume_pb2.OwnedPartition(topic="orders", partition=3)
+END = 100
+BAD = range(2, 40)
+
+
+def orders(partition: int) -> groups_pb2.TopicPartition:
+    return groups_pb2.TopicPartition(topic="orders", topic_id=b"o" * 16, partition=partition)
 
 
 class Coordinator:
@@ -43,21 +52,43 @@ class Coordinator:
         async for message in messages:
             self.heard.put_nowait(message)
 
-    def assign(self, committed_offset: int | None) -> None:
+    def assign(self, *partitions: int, committed_offset: int | None = 0) -> None:
         assigned = groups_pb2.Assigned(generation=1)
-        assigned.assignments.add(partition=ORDERS, committed_offset=committed_offset)
+        for partition in partitions:
+            assigned.assignments.add(partition=orders(partition), committed_offset=committed_offset)
         self.says.put_nowait(groups_pb2.CoordinatorMessage(assigned=assigned))
 
-    def revoke(self) -> None:
-        revoke = groups_pb2.Revoke(partitions=[ORDERS], deadline_ms=10_000, generation=2)
+    def revoke(self, partition: int) -> None:
+        revoke = groups_pb2.Revoke(partitions=[orders(partition)], deadline_ms=10_000, generation=2)
         self.says.put_nowait(groups_pb2.CoordinatorMessage(revoke=revoke))
 
 
-class Partition:
-    """What is read of the one partition, and where it begins: nothing is known unless the test says so."""
+class Partitions:
+    """What is read: END records in each partition, but for those that cannot be delivered. Where a partition begins is
+    never found out.
+    """
+
+    def __init__(self, *, endless: tuple[int, ...] = ()) -> None:
+        self.bad: dict[int, range] = {}
+        """By partition: offsets that cannot be delivered."""
+        self.failures: list[FluxError] = []
+        """Of the next reads."""
+        self._endless = endless
 
     async def fetch(self, call: FetchCall) -> bytes:
-        return cast(bytes, await asyncio.Event().wait())
+        if self.failures:
+            raise self.failures.pop()
+        bad = self.bad.get(call.partition, range(END, END))
+        if call.offset in bad:
+            metadata = {"base_offset": str(bad.start), "next_offset": str(bad.stop)}
+            raise FluxError(Reason.CORRUPT_BATCH, f"orders-{call.partition}: no good", metadata=metadata)
+        end = bad.start if call.offset < bad.start else END
+        if call.partition in self._endless:
+            end = call.offset + END
+        elif call.offset == end:
+            await asyncio.Event().wait()
+        records = [record_pb2.Record(offset=offset) for offset in range(call.offset, end)]
+        return log_pb2.FetchResponse(records=records).SerializeToString()
 
     async def list_offsets(
         self, request: log_pb2.ListOffsetsRequest, *, forwarded: bool
@@ -65,45 +96,96 @@ class Partition:
         return cast(log_pb2.ListOffsetsResponse, await asyncio.Event().wait())
 
 
-class Scene:
-    """A thin consumer between its coordinator, a partition, and its client, which is the test."""
+class Commits:
+    """The group's committed offsets."""
 
     def __init__(self) -> None:
-        self.coordinator, self.partition = Coordinator(), Partition()
-        self.consumer = ThinConsumer(
-            cast(Membership, self.coordinator),
-            cast(GroupRequests, None),
-            ThinReads(self.partition, self.partition),
-            consume_pb2.Subscribe(group="g", topics=["orders"], credits=10, member_id=b"m" * 16),
-            MemberClient("h", NodeId(1), forwarded=False),
-            lambda: b"n" * 16,
-        )
+        self._committed: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
 
-    async def owned(self) -> list[consume_pb2.OwnedPartition]:
-        """What the client is told next that it owns."""
-        while (response := await self.consumer.next_response()) is not None:
-            if response.HasField("changed"):
-                return list(response.changed.owned)
-        raise AssertionError("the stream is over")
+    async def commit_offsets(
+        self, request: groups_pb2.CommitOffsetsRequest, *, forwarded: bool
+    ) -> groups_pb2.CommitOffsetsResponse:
+        for each in request.offsets:
+            self._committed.put_nowait((each.partition, each.offset))
+        results = [groups_pb2.OffsetCommitResult(committed_offset=each.offset) for each in request.offsets]
+        return groups_pb2.CommitOffsetsResponse(results=results)
+
+    async def until(self, partition: int, offset: int) -> None:
+        """Until this is committed, and no offset above it before."""
+        committed = -1
+        while committed < offset:
+            of, number = await self._committed.get()
+            committed = number if of == partition else committed
+        assert committed == offset
+
+
+class Scene:
+    """A thin consumer between its coordinator, partitions and a client, which acknowledges the records that it gets."""
+
+    def __init__(self, reads: ThinReads, *, group: str, accepts_undeliverable: bool) -> None:
+        self.coordinator, self.commits = Coordinator(), Commits()
+        subscribe = consume_pb2.Subscribe(
+            group=group, topics=["orders"], credits=10, member_id=b"m" * 16, accepts_undeliverable=accepts_undeliverable
+        )
+        self.consumer = ThinConsumer(
+            cast(Membership, self.coordinator), cast(GroupRequests, self.commits), reads, subscribe,
+            MemberClient("h", NodeId(1), forwarded=False), lambda: b"n" * 16,
+        )  # fmt: skip
+        self.owned: list[int] | None = None
+        """As the client was told last."""
+        self.offsets: defaultdict[int, list[int]] = defaultdict(list)
+        """Delivered, by partition."""
+        self.undeliverable: list[consume_pb2.Undeliverable] = []
+        self._acks: asyncio.Queue[consume_pb2.ConsumeRequest] = asyncio.Queue()
+
+    async def requests(self) -> AsyncIterator[consume_pb2.ConsumeRequest]:
+        """What the client sends."""
+        while True:
+            yield await self._acks.get()
+
+    def ack(self, partition: int, first: int, last: int) -> None:
+        ack = consume_pb2.Ack(topic="orders", partition=partition, first_offset=first, last_offset=last)
+        self._acks.put_nowait(consume_pb2.ConsumeRequest(ack=ack))
+
+    async def until(self, ready: Callable[[], object]) -> None:
+        """Be the client until something is so."""
+        while not ready():
+            response = await self.consumer.next_response()
+            assert response is not None, "the stream is over"
+            match response.WhichOneof("body"):
+                case "changed":
+                    self.owned = [each.partition for each in response.changed.owned]
+                case "undeliverable":
+                    self.undeliverable.append(response.undeliverable)
+                case "delivery":
+                    delivery = response.delivery
+                    self.offsets[delivery.partition] += [record.offset for record in delivery.records]
+                    self.ack(delivery.partition, delivery.first_offset, delivery.last_offset)
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
-    made = Scene()
-    being = asyncio.ensure_future(made.consumer.be_member())
-    being.add_done_callback(made.consumer.task_ended)
+async def scene(
+    partitions: Partitions, reads: ThinReads | None = None, *, group: str = "g", accepts_undeliverable: bool = False
+) -> AsyncIterator[Scene]:
+    reads = reads or ThinReads(partitions, partitions)
+    made = Scene(reads, group=group, accepts_undeliverable=accepts_undeliverable)
+    works = (made.consumer.be_member(), made.consumer.commit_all(), made.consumer.obey(made.requests()))
+    tasks = [asyncio.ensure_future(work) for work in works]
+    for task in tasks:
+        task.add_done_callback(made.consumer.task_ended)
     try:
         yield made
     finally:
         made.consumer.close()
-        being.cancel()
-        await asyncio.gather(being, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def run(test: Callable[[Scene], Awaitable[None]]) -> None:
+def run(test: Callable[[], Awaitable[None]]) -> None:
     async def inside() -> None:
-        async with asyncio.timeout(10), scene() as made:
-            await test(made)
+        async with asyncio.timeout(10):
+            await test()
 
     asyncio.run(inside())
 
@@ -113,12 +195,95 @@ def test_a_partition_that_is_not_begun_is_given_up_by_its_id() -> None:
     client is told.
     """
 
-    async def test(made: Scene) -> None:
-        made.coordinator.assign(committed_offset=None)
-        assert await made.owned() == [OWNED]
-        made.coordinator.revoke()
-        heard = await made.coordinator.heard.get()
-        assert heard == groups_pb2.MemberMessage(released=groups_pb2.Released(partitions=[ORDERS]))
-        assert await made.owned() == []
+    async def test() -> None:
+        async with scene(Partitions()) as made:
+            made.coordinator.assign(3, committed_offset=None)
+            await made.until(lambda: made.owned == [3])
+            made.coordinator.revoke(3)
+            heard = await made.coordinator.heard.get()
+            assert heard == groups_pb2.MemberMessage(released=groups_pb2.Released(partitions=[orders(3)]))
+            await made.until(lambda: made.owned == [])
 
     run(test)
+
+
+def test_what_fails_for_now_is_tried_again() -> None:
+    """Also a topic that is not known: its coordinator says when it is gone."""
+
+    async def test() -> None:
+        partitions = Partitions()
+        partitions.failures.append(FluxError(Reason.UNKNOWN_TOPIC, "not heard of yet"))
+        async with scene(partitions) as made:
+            made.coordinator.assign(3)
+            await made.until(lambda: made.offsets[3] == list(range(END)))
+
+    run(test)
+
+
+def test_what_cannot_be_delivered_is_stepped_over_by_an_acknowledgement() -> None:
+    """The client is told what and why. The partition stands there, and so does the group's offset; the other one goes
+    on to its end. When it is acknowledged the partition goes on behind, and that is committed.
+    """
+
+    async def test() -> None:
+        partitions = Partitions()
+        partitions.bad[3] = BAD
+        async with scene(partitions, accepts_undeliverable=True) as made:
+            made.coordinator.assign(3, 4)
+            await made.until(lambda: len(made.offsets[4]) == END and made.undeliverable)
+            await made.commits.until(3, BAD.start)
+            (told,) = made.undeliverable
+            assert (told.topic, told.partition) == ("orders", 3)
+            assert range(told.first_offset, told.last_offset + 1) == BAD
+            assert (told.error.reason, told.error.message) == (Reason.CORRUPT_BATCH.value, "orders-3: no good")
+            assert not told.error.retriable
+            assert told.error.metadata["next_offset"] == str(BAD.stop)
+            assert made.offsets[3] == [*range(BAD.start)]
+            made.ack(3, told.first_offset, told.last_offset)
+            await made.commits.until(3, BAD.stop)
+            await made.until(lambda: made.offsets[3] == [*range(BAD.start), *range(BAD.stop, END)])
+            await made.commits.until(3, END)
+            assert len(made.undeliverable) == 1
+
+    run(test)
+
+
+def test_who_does_not_ask_for_it_is_told_by_the_end_of_the_stream() -> None:
+    """With the same error, after what was read before; a partition that always has more does not keep it away."""
+
+    async def test() -> None:
+        partitions = Partitions(endless=(4,))
+        partitions.bad[3] = BAD
+        async with scene(partitions) as made:
+            made.coordinator.assign(3, 4)
+            with pytest.raises(FluxError) as ended:
+                await made.until(lambda: False)
+            assert made.offsets[3] == [*range(BAD.start)]
+            assert ended.value.reason is Reason.CORRUPT_BATCH
+            assert ended.value.metadata["next_offset"] == str(BAD.stop)
+
+    run(test)
+
+
+def test_the_operator_is_warned_once_in_a_while() -> None:
+    """However often clients of a group come back to the same record."""
+
+    async def test() -> None:
+        partitions = Partitions()
+        partitions.bad[3] = BAD
+        reads = ThinReads(partitions, partitions)
+        for group in ("g", "g", "g", "h"):
+            async with scene(partitions, reads, group=group) as made:
+                made.coordinator.assign(3)
+                with pytest.raises(FluxError):
+                    await made.until(lambda: False)
+
+    with capture_logs() as logs:
+        run(test)
+    warnings = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert [(entry["event"], entry["group"]) for entry in warnings] == [
+        ("records_undeliverable", "g"),
+        ("records_undeliverable", "h"),
+    ]
+    assert (warnings[0]["partition"], warnings[0]["reason"]) == ("orders-3", "CORRUPT_BATCH")
+    assert (warnings[0]["base_offset"], warnings[0]["next_offset"]) == (str(BAD.start), str(BAD.stop))
