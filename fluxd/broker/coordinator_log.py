@@ -40,6 +40,7 @@ from fluxlog.v1 import group_log_pb2, record_pb2, state_pb2
 
 _READ_AGAIN = 0.5
 """Seconds after an error of the disk."""
+_STOPPED = "this node has stopped to serve the group's partition"
 
 
 class OffsetsReplica(Protocol):
@@ -80,6 +81,7 @@ class Applied:
 
 
 Answer = Callable[[GroupResult | FluxError], None]
+Confirmed = Callable[[FluxError | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class CoordinatorLog:
         self._appending = False
         self._awaiting: dict[bytes, _Proposal] = {}
         """Appended, or being appended, and not applied."""
-        self._waiting: list[tuple[Offset, Callable[[], None]]] = []
+        self._waiting: list[tuple[Offset, Confirmed]] = []
         self._reading = False
         self._search: StateSearch | None = None
         """The log's first records are gone: the state is found in it first."""
@@ -114,7 +116,7 @@ class CoordinatorLog:
         self._wake()
 
     def stop(self) -> None:
-        """Apply and propose nothing more."""
+        """Apply and propose nothing more; whoever waits is answered."""
         if self._stopped:
             return
         self._stopped = True
@@ -123,8 +125,11 @@ class CoordinatorLog:
         proposals = [*self._awaiting.values(), *self._queue]
         self._awaiting.clear()
         self._queue.clear()
+        waiting, self._waiting = self._waiting, []
         for proposal in proposals:
-            proposal.done(FluxError(Reason.OUTCOME_UNKNOWN, "this node has stopped to serve the group's partition"))
+            proposal.done(FluxError(Reason.OUTCOME_UNKNOWN, _STOPPED))
+        for _, done in waiting:
+            done(FluxError(Reason.NOT_LEADER, _STOPPED))
 
     # ---- changes
 
@@ -180,14 +185,14 @@ class CoordinatorLog:
 
     # ---- being current
 
-    def confirm(self, done: Callable[[FluxError | None], None]) -> None:
+    def confirm(self, done: Confirmed) -> None:
         """Call back when the state holds all that was committed before the call, as a leader with a majority."""
 
         def confirmed(error: FluxError | None) -> None:
             if error is not None:
                 done(error)
             else:
-                self._when_applied(self.replica.high_watermark, lambda: done(None))
+                self._when_applied(self.replica.high_watermark, done)
 
         self.replica.read_index(confirmed)
 
@@ -195,7 +200,7 @@ class CoordinatorLog:
         """The state, with all that was committed before the call.
 
         Raises:
-            FluxError: this node does not lead, or lacks a majority.
+            FluxError: this node does not lead, lacks a majority, or stops to serve the partition.
         """
         future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
         self.confirm(lambda error: None if future.done() else future.set_result(error))
@@ -204,11 +209,13 @@ class CoordinatorLog:
             raise error
         return self.state
 
-    def _when_applied(self, offset: Offset, then: Callable[[], None]) -> None:
+    def _when_applied(self, offset: Offset, done: Confirmed) -> None:
         if self.state.applied_offset >= offset:
-            then()
+            done(None)
+        elif self._stopped:
+            done(FluxError(Reason.NOT_LEADER, _STOPPED))
         else:
-            self._waiting.append((offset, then))
+            self._waiting.append((offset, done))
 
     # ---- reading, one bounded piece per turn of the loop
 
@@ -281,10 +288,10 @@ class CoordinatorLog:
         self._reactor.call_soon(self._step)
 
     def _tell_waiting(self) -> None:
-        ready = [then for offset, then in self._waiting if offset <= self.state.applied_offset]
+        ready = [done for offset, done in self._waiting if offset <= self.state.applied_offset]
         self._waiting = [each for each in self._waiting if each[0] > self.state.applied_offset]
-        for then in ready:
-            then()
+        for done in ready:
+            done(None)
 
     def _apply(self, record: record_pb2.Record) -> None:
         command = decode_group_command(record.value)

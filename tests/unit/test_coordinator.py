@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
 from fluxd.broker.cluster import ClusterView
 from fluxd.broker.coordinator import Coordinator
-from fluxd.broker.coordinator_log import Applied, CoordinatorLog
+from fluxd.broker.coordinator_log import Applied, CoordinatorLog, OffsetsReplica
 from fluxd.broker.coordinator_session import Session
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
-from fluxd.core.types import GroupId, NodeId
+from fluxd.core.types import GroupId, NodeId, Offset
 from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.spec import GroupSpec, Role
@@ -296,3 +296,30 @@ def test_a_replica_that_falls_behind_the_start_finds_the_state(node: OneNode, mo
     assert len(applied) < 30
     node.commit(1, 30)
     node.until(lambda: late.state == node.coordinator.log.state)
+
+
+class Unread:
+    """A replica that leads, with records that nobody has read yet."""
+
+    log_start_offset, high_watermark = Offset(0), Offset(5)
+
+    def __init__(self) -> None:
+        self.on_commit: list[Callable[[], None]] = []
+
+    def read_index(self, done: Callable[[FluxError | None], None]) -> None:
+        done(None)
+
+
+def test_a_log_that_stops_answers_those_who_wait_for_it(node: OneNode) -> None:
+    """Who waits until what is committed is applied is refused, and so is who comes later: it will not be applied here.
+    Elsewhere it may be.
+    """
+    log = CoordinatorLog(node.clock.reactor, cast(OffsetsReplica, Unread()), lambda applied: None)
+    answers: list[FluxError | None] = []
+    log.confirm(answers.append)
+    assert answers == []
+    log.stop()
+    log.confirm(answers.append)
+    assert [answer.reason if answer else None for answer in answers] == [Reason.NOT_LEADER] * 2
+    with pytest.raises(FluxError):
+        node.run(log.current())
