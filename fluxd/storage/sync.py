@@ -10,6 +10,7 @@ The order of a sync's steps carries the meaning of the mark at recovery:
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +31,7 @@ class SyncJob:
         mark: end of the log when it began: what it makes durable.
         segments: that it syncs, in order.
         steps: blocking calls, to be run in order in another thread; if one raises, the log must be closed.
-        void: the log was truncated since: its success says nothing.
+        void: the log was truncated since: its success says nothing; its failure what any other's does.
     """
 
     mark: Mark
@@ -158,8 +159,10 @@ def _sync_file(file: File, job: SyncJob, forget: int) -> None:
     try:
         file.sync()
         file.forget(forget)
-    except OSError:
-        if not job.void:  # else a truncation has closed it
+    except OSError as error:
+        # A truncation closes what it removes. Any other error counts, also when the job is void: the system tells of
+        # a write that was lost only once, so the next sync of this file would return as if all of it were there.
+        if not (job.void and error.errno == errno.EBADF):
             raise
 
 

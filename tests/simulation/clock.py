@@ -54,11 +54,12 @@ class Simulator:
 
 
 class DiskSpeed:
-    """How long a blocking step takes, seconds; `hung_until` > now: no step ends before."""
+    """How long a blocking step takes, seconds; `hung_until` > now: no step ends before; `straggles`: by so much longer
+    the next one takes, alone."""
 
     def __init__(self) -> None:
         self.low, self.high = 0.0002, 0.003
-        self.hung_until = 0.0
+        self.hung_until = self.straggles = 0.0
 
 
 class SimReactor:
@@ -124,4 +125,5 @@ class SimReactor:
 
     def _later(self, callback: Callable[[], None]) -> None:
         delay = self._disk.low + (self._disk.high - self._disk.low) * self._rng.random()
-        self._simulator.at(max(self._simulator.now, self._disk.hung_until) + delay, callback)
+        straggles, self._disk.straggles = self._disk.straggles, 0.0
+        self._simulator.at(max(self._simulator.now, self._disk.hung_until) + delay + straggles, callback)

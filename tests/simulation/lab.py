@@ -22,7 +22,7 @@ from tests.simulation.clients import encode
 from tests.simulation.clock import Simulator
 from tests.simulation.invariants import Invariants
 from tests.simulation.network import Network
-from tests.simulation.node import SimNode
+from tests.simulation.node import GROUP, SimNode
 
 Message = peer_pb2.GroupMessage
 
@@ -190,6 +190,11 @@ class Lab:
         self.until(lambda: bool(answers))
         assert isinstance(answers[0], Committed), answers
         return answers[0]
+
+    def sync_in_flight(self, node: int) -> bool:
+        """Of a node's log."""
+        host = self.nodes[NodeId(node)].host
+        return host is not None and GROUP in host._syncing
 
     def on_all_disks(self, leader: int = 1) -> bool:
         """As far as the leader knows, every replica has its whole log on disk."""

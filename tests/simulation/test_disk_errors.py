@@ -94,6 +94,32 @@ def test_after_a_failed_sync_the_log_goes_on_in_a_new_segment() -> None:
     assert segment_name(end + 1) in _disk(lab, 2).names(DIRECTORY)
 
 
+def test_a_sync_that_fails_after_a_truncation_is_healed() -> None:
+    """One sync of a leader that is cut off takes long; meanwhile another leader has replaced what was being synced.
+    When that sync fails, what was written instead is lost: it must not be acknowledged (I7 watches) for a later sync's
+    sake.
+    """
+    lab = _lab()
+    lab.cut((1,), (2, 3))
+    speed, ends = lab.nodes[NodeId(1)].speed, lab.simulator.now + 8.0
+    speed.hung_until = ends
+    lab.propose(1, b"replaced")
+    lab.until(lambda: lab.sync_in_flight(1))
+    speed.hung_until = 0.0
+    lab.until(lambda: lab.leader() in (2, 3))
+    leader = lab.leader()
+    assert leader is not None
+    lab.commit(leader, b"instead")
+    lab.heal()
+    lab.until(lambda: lab[1].log.last == lab[leader].log.last)
+    assert lab.simulator.now < ends and lab.sync_in_flight(1)
+    _disk(lab, 1).fail_next("sync", EIO, path=".seg")
+    lab.until(lambda: lab[1].role is Role.FAILED)
+    assert lab[1].why.startswith("its disk failed: [Errno 5] bad disk")
+    lab.until(lambda: lab[1].openings == 2 and _settled(lab))
+    assert lab.values(1) == [b"before", b"instead"]
+
+
 def test_what_a_failed_sync_left_in_the_cache_is_written_again_by_the_next_process() -> None:
     """Killed between the failed sync and its repair: the next process reads bytes that the disk does not have, and
     a sync alone would not bring them there.

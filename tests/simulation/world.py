@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +41,8 @@ class Plan:
     """Longest time between two faults, seconds."""
     segment_bytes: int = limits.SEGMENT_BYTES_MIN
     trims: bool = False
+    stragglers: bool = False
+    """Syncs that are overtaken by a truncation, and fail."""
 
     @staticmethod
     def of(seed: int) -> Plan:
@@ -47,6 +51,7 @@ class Plan:
         return Plan(
             nodes=rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)), wipes=rng.random() < 0.5, pace=rng.choice((0.5, 1.0, 2.5)),
             segment_bytes=rng.choice((4, 4, 16, 64)) * limits.KIB, trims=rng.random() < 0.7,
+            stragglers=rng.randrange(6) == 5,
         )  # fmt: skip
 
 
@@ -113,6 +118,8 @@ class World:
         self._every(0.2, 0.4, self._read)
         if self.plan.trims:
             self._every(0.3, 1.0, self._trim)
+        if self.plan.stragglers:
+            self._every(0.5, 4.0, self._straggle)
         self.faulty = True
         self.run_until(lambda: self.simulator.now >= FAULT_SECONDS)
         self.faulty = False
@@ -317,6 +324,20 @@ class World:
                 for other in self.nodes:
                     self.network.silent |= {(node.node_id, other), (other, node.node_id)}
                 self.simulator.at(self.simulator.now + 1.0 + 2.0 * self.rng.random(), self._heal_network)
+
+    def _straggle(self) -> None:
+        """A leader is cut off, and one sync of its log takes so long that the next leader replaces what it is to make
+        durable. Mostly it fails in the end."""
+        leaders = [n for n in self.nodes.values() if n.group is not None and n.group.role is Role.LEADER]
+        if not leaders:
+            return
+        node, seconds = self.rng.choice(leaders), 2.0 + 2.0 * self.rng.random()
+        self.counts["syncs_straggling"] += 1
+        self._isolate_leader()
+        node.speed.straggles = seconds
+        if self.rng.random() < 0.7:
+            error = OSError(errno.EIO, os.strerror(errno.EIO))
+            self.simulator.at(self.simulator.now + seconds, lambda: node.disk.fail_next("sync", error, path=".seg"))
 
     def _heal_network(self) -> None:
         self.network.silent.clear()

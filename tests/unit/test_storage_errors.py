@@ -8,6 +8,7 @@ import random
 import pytest
 
 from fluxd.core import limits
+from fluxd.core.types import RaftIndex
 from fluxd.storage.errors import LogCorrupt
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.sync import Synced
@@ -66,6 +67,51 @@ def test_what_can_be_read_but_was_not_synced_is_removed() -> None:
     append(log)
     _fail_sync(log, disk)
     assert frames_of(_open_after(disk, log.synced)) == kept
+
+
+@pytest.mark.parametrize("segment_bytes", [SMALL, limits.MIB])
+def test_a_sync_that_failed_over_a_truncation_is_told(segment_bytes: int) -> None:
+    """Of a finished segment that stays, or of what was written in the place of what was removed: no later sync of that
+    file fails, or brings what was lost to the disk.
+    """
+    disk = SimDisk(random.Random(1))
+    log = create_log(disk, segment_bytes)
+    append(log)
+    sync(log)
+    kept = frames_of(log)
+    for _ in range(9):
+        append(log)
+    job = log.begin_sync()
+    log.truncate_suffix(log.last_index)
+    append(log, term=1)
+    disk.fail_next("sync", OSError(errno.EIO, "bad disk"), path=".seg")
+    with pytest.raises(OSError, match="bad disk"):
+        run(job.steps)
+    synced = log.synced
+    log.close()
+    log = _open_after(disk, synced)
+    assert frames_of(log) == kept
+    append(log, term=1)
+    sync(log)
+    frames = frames_of(log)
+    disk.power_cut(Keep.NOTHING)
+    assert frames_of(open_log(disk, segment_bytes)) == frames
+
+
+def test_a_segment_that_a_truncation_removed_does_not_fail_the_sync_that_had_it() -> None:
+    """It is closed: nothing of it need be on the disk any more."""
+    disk = SimDisk(random.Random(1))
+    log = create_log(disk, SMALL)
+    for _ in range(9):
+        append(log)
+    job = log.begin_sync()
+    before = disk.names(DIRECTORY)
+    log.truncate_suffix(RaftIndex(3))
+    assert len(disk.names(DIRECTORY)) < len(before)
+    run(job.steps)
+    log.finish_sync(job, RaftIndex(1))
+    sync(log)
+    assert log.synced_index == log.last_index == 2
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -149,6 +149,19 @@ MUTANTS = (
         guard=_STORAGE + "test_truncation_while_a_sync_runs_makes_its_job_void",
     ),
     Mutant(
+        "c5-void-sync-failed",
+        "C5 a sync that was in flight over a truncation, and failed, stops the replica as any other does",
+        (Edit(_SYNC, "if not (job.void and error.errno == errno.EBADF):", "if not job.void:"),),
+        guard=_ERRORS + "test_a_sync_that_fails_after_a_truncation_is_healed",
+    ),
+    Mutant(
+        "c5-void-sync-closed",
+        "C5 a truncation may close what a sync in flight has yet to sync",
+        (Edit(_SYNC, "if not (job.void and error.errno == errno.EBADF):", "if True:"),),
+        guard="tests/unit/test_storage_errors.py::"
+        "test_a_segment_that_a_truncation_removed_does_not_fail_the_sync_that_had_it",
+    ),
+    Mutant(
         "c5-checkpoint-term",
         "C5 a checkpoint whose term is not the log's is ignored",
         (
