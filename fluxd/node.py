@@ -195,6 +195,9 @@ class Node:
     async def run(self) -> None:
         """Serve until stopped.
 
+        The directory stays this process's until the process ends: what hangs or waits in the reactor's threads may
+        still change its files, and would take back what another process has voted meanwhile.
+
         Raises:
             StartError: the node could not start, or had to give up.
         """
@@ -206,7 +209,6 @@ class Node:
         finally:
             await self._server.stop(_GRACE)
             self._host.stop()
-            self._directory.close()
         if self._failure is not None:
             raise self._failure
 

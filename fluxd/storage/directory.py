@@ -157,7 +157,9 @@ class DataDirectory:
         return path
 
     def close(self) -> None:
-        """Let another process use the directory. Harmless when closed."""
+        """Let another process use the directory: nothing of this one may change its files any more. Harmless when
+        closed.
+        """
         if self._lock is not None:
             self._lock.release()
 

@@ -62,6 +62,7 @@ class NodeProcess:
         self.data_dir = root / f"data-{node_id}"
         self.log_path = root / f"node-{node_id}.log"
         self.environment = {"FLUXD_CLUSTER_SECRET": secret}
+        self.module = "fluxd"
         self.extra: list[str] = []
         self.code: Path | None = None
         """Directory of the packages that it runs, from the next start on; None: the present ones."""
@@ -79,7 +80,7 @@ class NodeProcess:
         limit = ["sh", "-c", f'ulimit -n {self.files_max} && exec "$@"', "sh"] if self.files_max else []
         self.process = subprocess.Popen(
             [
-                *limit, sys.executable, "-m", "fluxd", "serve", "--node-id", str(self.node_id),
+                *limit, sys.executable, "-m", self.module, "serve", "--node-id", str(self.node_id),
                 "--listen", self.address, "--seeds", self.seeds, "--data-dir", str(self.data_dir),
                 "--log-format", "json", *self.extra,
             ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +66,51 @@ def test_directory_and_port_belong_to_one_process(tmp_path: Path) -> None:
         wrong = serve("--node-id", "2", "--data-dir", str(node.data_dir))
         assert wrong.returncode == 1
         assert "belongs to node 1, not 2" in wrong.stderr
+
+
+def test_a_directory_is_not_free_before_the_last_write_of_its_process(tmp_path: Path) -> None:
+    """The disk hangs, the node is stopped: it has closed its port, but what waits for the disk may still change its
+    files. Nobody else gets the directory before that is done.
+    """
+    pipe = tmp_path / "hang"
+    cluster = Cluster(tmp_path, 1)
+    node = cluster.node(1)
+    node.module = "tests.integration.hanging_node"
+    node.environment |= {"HANG_WHILE": str(pipe), "FLUXD_STOP_TIMEOUT": "0.2"}
+    with cluster:
+        cluster.create_topic("orders", replication_factor=1)
+        assert node.process is not None
+        os.mkfifo(pipe)
+        node.log_stub.Produce.future(produce_request("orders", b"never acknowledged"), timeout=60)
+        writer = wait_until(lambda: _open_to_write(pipe), "a sync hangs")
+        node.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not _listens(node), "the node has closed its port")
+        second = serve("--node-id", "1", "--listen", "127.0.0.1:1", "--data-dir", str(node.data_dir))
+        assert second.returncode == 1
+        assert f"is in use by another process (process id {node.process.pid})" in second.stderr
+        pipe.unlink()
+        os.close(writer)
+        assert node.wait_exit() == 0
+        node.start()
+        cluster.wait_ready()
+
+
+def _open_to_write(pipe: Path) -> int:
+    """A descriptor, as soon as somebody reads."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return 0
+
+
+def _listens(node: NodeProcess) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", node.port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_no_cluster_without_all_seeds(tmp_path: Path) -> None:
