@@ -11,7 +11,7 @@ from itertools import islice
 from fluxlog.aio.lanes import Lane, RecordsBatch, TopicLanes, checked_bytes, checked_timestamp
 from fluxlog.aio.room import Room
 from fluxlog.batch import BATCH_RECORDS_MAX
-from fluxlog.errors import DeliveryError, FluxlogError, Outcome
+from fluxlog.errors import DeliveryError, FluxlogError, LocalError, Outcome
 from fluxlog.partitioners import Partitioner
 
 _PER_RECORD = 8
@@ -55,21 +55,38 @@ class FailedRange:
 
 
 class BulkDeliveryError(FluxlogError):
-    """Some records of `send_many` were not acknowledged. The outcome is UNKNOWN if that of any of them is."""
+    """Some records of `send_many` were not acknowledged. The outcome is UNKNOWN if that of any of them is.
 
-    def __init__(self, result: BulkResult, failed: Sequence[FailedRange]) -> None:
+    Where something went wrong with the records themselves, or the producer was closed, that is the `__cause__`. What
+    had been sent by then is in `result` and `failed`; the others were not sent.
+    """
+
+    def __init__(
+        self, result: BulkResult, failed: Sequence[FailedRange], *, broken_off: Exception | None = None
+    ) -> None:
         count = sum(len(part.numbers) for part in failed)
-        first = failed[0].error
+        told = f"{count} of {count + result.record_count} records were not acknowledged"
+        if broken_off is None:
+            first: FluxlogError = failed[0].error
+        else:
+            first = _refusal_of(broken_off)
+            told = f"no more was sent after {count + result.record_count} records, {told}"
         unknown = any(part.error.outcome is Outcome.UNKNOWN for part in failed)
         super().__init__(
             first.reason,
-            f"{count} of {count + result.record_count} records were not acknowledged: {first.message}",
+            f"{told}: {first.message}",
             outcome=Outcome.UNKNOWN if unknown else Outcome.REJECTED,
             retriable=first.retriable,
             metadata=first.metadata,
         )
         self.result = result
         self.failed = failed
+
+
+def _refusal_of(error: Exception) -> FluxlogError:
+    if isinstance(error, FluxlogError):
+        return error
+    return LocalError("INVALID_ARGUMENT", f"{type(error).__name__}: {error}")
 
 
 _Part = tuple[RecordsBatch, Sequence[int]]
@@ -96,24 +113,34 @@ async def send_in_bulk(
         else _cut_keyed(values, keys, lanes, fixed, partitioner, batch_bytes)
     )
     parts: list[_Part] = []
-    for lane, numbers, chunk_values, chunk_keys, size in chunks:
-        await room.take(size)
-        now_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
-        batch = RecordsBatch(
-            values=chunk_values, keys=chunk_keys, context=lane, size=size, queued_at=time.monotonic(),
-            timestamps_ms=now_ms,  # type: ignore[arg-type]  # one for all
-        )  # fmt: skip
-        try:
-            hand_over(lane, batch)
-        except BaseException:
-            room.give(size)
+    try:
+        for lane, numbers, chunk_values, chunk_keys, size in chunks:
+            await room.take(size)
+            now_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
+            batch = RecordsBatch(
+                values=chunk_values, keys=chunk_keys, context=lane, size=size, queued_at=time.monotonic(),
+                timestamps_ms=now_ms,  # type: ignore[arg-type]  # one for all
+            )  # fmt: skip
+            try:
+                hand_over(lane, batch)
+            except BaseException:
+                room.give(size)
+                raise
+            parts.append((batch, numbers))
+            await asyncio.sleep(0)  # what was handed over leaves now, not when all of it is cut
+    except Exception as error:  # whatever the caller's iterables and partitioner raise
+        if not parts:
             raise
-        parts.append((batch, numbers))
-        await asyncio.sleep(0)  # what was handed over leaves now, not when all of it is cut
-    return await _collect(parts)
+        result, failed = await _outcomes(parts)
+        raise BulkDeliveryError(result, failed, broken_off=error) from error
+    result, failed = await _outcomes(parts)
+    if failed:
+        raise BulkDeliveryError(result, failed)
+    return result
 
 
-async def _collect(parts: Sequence[_Part]) -> BulkResult:
+async def _outcomes(parts: Sequence[_Part]) -> tuple[BulkResult, Sequence[FailedRange]]:
+    """Of what was handed over, once all of it has one."""
     delivered, failed = [], []
     for batch, numbers in parts:
         await batch.finished()
@@ -128,9 +155,7 @@ async def _collect(parts: Sequence[_Part]) -> BulkResult:
             )  # fmt: skip
         else:
             failed.append(FailedRange(numbers, batch.failure()))
-    if failed:
-        raise BulkDeliveryError(BulkResult(delivered), failed)
-    return BulkResult(delivered)
+    return BulkResult(delivered), failed
 
 
 _Chunk = tuple[Lane, Sequence[int], list[bytes | None], list[bytes | None] | None, int]

@@ -236,8 +236,10 @@ class Producer:
             timestamp_ms: of all; None: when they are taken.
 
         Raises:
-            BulkDeliveryError: some were not acknowledged; it says which, and has the result of the others.
-            FluxlogError: the topic or partition does not exist, or nobody answers: nothing was sent.
+            BulkDeliveryError: some were not acknowledged; it says which, and has the result of the others. Also when
+                an iterable raises, a value or partition is none, or the producer is closed, once something was sent.
+            FluxlogError: the topic or partition does not exist, or nobody answers: nothing was sent. The same holds for
+                any other error.
         """
         lanes = self._topics.get(topic) or await self._load(topic)
         fixed = None if partition is None else lanes.at(partition)

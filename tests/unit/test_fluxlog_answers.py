@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from fluxlog import Connection, Delivered, FluxlogError, Outcome, Producer, RejectedError
+from fluxlog import (
+    BulkDeliveryError,
+    Connection,
+    Delivered,
+    FluxlogError,
+    Outcome,
+    Producer,
+    RejectedError,
+)
+from fluxlog.errors import LocalError
 from fluxlog.pipeline import IN_FLIGHT_MAX
 from fluxlog.v1 import admin_pb2
 from tests.unit.fluxlog_fake import FakeCluster, Fault
@@ -198,3 +208,92 @@ def test_records_that_take_turns_do_so_also_when_they_fill_their_batches(cluster
         assert places[0] != places[1]
 
     play(cluster, scene, keyless="round_robin", batch_bytes=1_024)
+
+
+class _InputError(Exception):
+    """What a caller's own iterable may raise."""
+
+
+def _ends_badly() -> Iterator[bytes]:
+    for _ in range(3_000):
+        yield b"v" * 600
+    raise _InputError("the file is gone")
+
+
+_NUMBERS = [b"%d" % (number % 2) for number in range(9_000)]
+
+
+@pytest.mark.parametrize(
+    ("values", "keys", "cause"),
+    [
+        (_ends_badly(), None, _InputError),
+        ([b"v" * 600] * 3_000 + ["text"], None, TypeError),
+        ([b"v" * 600] * 9_001, [*_NUMBERS, b"9"], FluxlogError),
+        ([b"v" * 600] * 9_001, _NUMBERS, ValueError),
+    ],
+    ids=["iterable", "value", "partitioner", "lengths"],
+)
+def test_many_that_cannot_be_taken_to_their_end_tell_what_became_of_those_that_were(
+    cluster: FakeCluster, values: Iterable[bytes], keys: list[bytes] | None, cause: type[Exception]
+) -> None:
+    """They are written, and a caller who was told that nothing was sent would write them twice."""
+
+    async def scene(producer: Producer) -> None:
+        with pytest.raises(BulkDeliveryError) as failure:
+            await producer.send_many("t", values, keys=keys)
+        assert isinstance(failure.value.__cause__, cause)
+        assert failure.value.outcome is Outcome.REJECTED, "what is not in the result was surely not written"
+        assert not failure.value.failed
+        written = sum(len(partition.values) for partition in cluster.topics["t"])
+        assert failure.value.result.record_count == written > 0
+        assert producer.buffered_bytes == 0
+
+    play(cluster, scene, batch_bytes=8_192, partitioner=lambda key, _: int(key))
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_many_that_a_closing_breaks_off_tell_what_became_of_those_that_were_sent(
+    cluster: FakeCluster, flush: bool
+) -> None:
+    """Committed, in doubt, and surely not written are told apart."""
+    closings: list[asyncio.Task[None]] = []
+    if not flush:
+        cluster.faults[0].extend([*[None] * 500, *[Fault.SILENCE] * 10_000])  # type: ignore[list-item]
+
+    async def scene(producer: Producer) -> None:
+        def values() -> Iterator[bytes]:
+            for number in itertools.count():
+                some_answered = producer.buffered_bytes < (number - 2_000) * 600
+                if some_answered and not closings:
+                    closings.append(asyncio.ensure_future(producer.close(flush=flush)))
+                yield b"%d" % number + b" " * 600
+
+        with pytest.raises(BulkDeliveryError, match="closed") as failure:
+            await producer.send_many("t", values(), partition=0)
+        await asyncio.gather(*closings)
+        error = failure.value
+        assert error.reason == "CANCELLED"
+        unknown = [part for part in error.failed if part.error.outcome is Outcome.UNKNOWN]
+        assert error.outcome is (Outcome.UNKNOWN if unknown else Outcome.REJECTED)
+        assert unknown or flush
+        written = {int(value or b"") for value in cluster.topics["t"][0].values}
+        delivered = {number for part in error.result.delivered for number in part.numbers}
+        assert delivered
+        assert delivered <= written
+        assert written <= delivered | {number for part in unknown for number in part.numbers}
+
+    play(cluster, scene, batch_bytes=8_192)
+
+
+def test_many_of_which_nothing_was_sent_fail_with_what_was_wrong(cluster: FakeCluster) -> None:
+    async def scene(producer: Producer) -> None:
+        with pytest.raises(TypeError):
+            await producer.send_many("t", [b"good", "text"])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="shorter"):
+            await producer.send_many("t", [b"1", b"2"], keys=[b"k"])
+        await producer.close()
+        with pytest.raises(LocalError, match="closed"):
+            await producer.send_many("t", [b"1"])
+
+    play(cluster, scene)
+    assert [partition.values for partition in cluster.topics["t"]] == [[], []]
