@@ -15,9 +15,9 @@ from fluxlog.aio.feed import Feed, Track
 from fluxlog.aio.group_side import COMMIT_INTERVAL_MS_DEFAULT, GroupSide
 from fluxlog.aio.hand import Chunk, Hand
 from fluxlog.aio.metadata import Metadata
-from fluxlog.aio.offsets import find_offsets
+from fluxlog.aio.offsets import ask_offsets, find_offsets
 from fluxlog.entry import UndecodableBatchError
-from fluxlog.errors import LocalError
+from fluxlog.errors import FluxlogError, LocalError
 from fluxlog.v1 import log_pb2
 
 FETCH_BYTES_DEFAULT = 1024 * 1024
@@ -283,8 +283,21 @@ class Consumer:
             for where, start in zip(wheres, starts, strict=True)
         }
 
-    async def _find_group_starts(self, wheres: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        return {where: offset for where, (offset, _) in (await self._find_starts(wheres)).items()}
+    async def _find_group_starts(self, wheres: Iterable[TopicPartition]) -> dict[TopicPartition, int | FluxlogError]:
+        """Where each begins; asked once, so that none waits for another."""
+        found, queries = dict[TopicPartition, int | FluxlogError](), dict[TopicPartition, log_pb2.OffsetQuery]()
+        for where in wheres:
+            start = self._start_of(where)
+            if start == "earliest":
+                found[where] = 0
+            elif isinstance(start, int):
+                found[where] = start
+            else:
+                queries[where] = _query(where, start)
+        answers = await ask_offsets(self._connection, list(queries.values()))
+        for where, answer in zip(queries, answers, strict=True):
+            found[where] = answer if isinstance(answer, FluxlogError) else answer.offset
+        return found
 
     def _start_of(self, where: TopicPartition) -> Start:
         if isinstance(self._start, Mapping):

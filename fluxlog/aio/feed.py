@@ -203,7 +203,7 @@ class Feed:
         track.failure = None  # of what is not wanted any more; it comes again if it is still so
 
     def fail(self, failure: FluxlogError) -> None:
-        """Have `take` raise it."""
+        """Have `take` raise it, from now on: nothing will be read any more."""
         self._failure = failure
         self._wake()
 
@@ -218,12 +218,12 @@ class Feed:
         """The next batch; None: something else has happened (`nudge`, `exhausted`).
 
         Raises:
-            FluxlogError: a partition cannot be read; it is not followed any more until `seek`.
+            FluxlogError: a partition cannot be read; it is not followed any more until `seek`. Or none can (`fail`).
         """
         while not self._nudged and not self._closed:
             if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure
+                await asyncio.sleep(0)  # whoever asks again and again leaves others their turn
+                raise self._failure
             while self._ready and not self._suspended:
                 track = self._ready.popleft()
                 if track.buffer:

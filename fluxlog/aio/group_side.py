@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from fluxlog.aio.committer import Committer
 from fluxlog.aio.connection import Connection
@@ -20,6 +20,10 @@ COMMIT_INTERVAL_MS_DEFAULT = 200
 _PROGRESS_INTERVAL = 1.0
 _COMMIT_PATIENCE = 5.0
 """Seconds in which a last commit is tried again."""
+_START_PAUSE = 0.2
+"""Seconds until it is asked again where a partition begins."""
+_GONE = frozenset({"UNKNOWN_TOPIC", "UNKNOWN_PARTITION"})
+"""Deleted: the coordinator will say so."""
 _COMMIT_SHARE = 0.2
 """Of the time to give up a partition: kept for the commit."""
 
@@ -28,7 +32,7 @@ class GroupSide:
     """Implements `membership.MemberSide`.
 
     Args:
-        find_starts: where to begin in partitions for which nothing is committed.
+        find_starts: where to begin in partitions for which nothing is committed; asked again of those that fail.
         emit: queues an event for whoever iterates.
         tell: tells everything queued and then this event, and returns when that is handled.
     """
@@ -41,7 +45,7 @@ class GroupSide:
         feed: Feed,
         hand: Hand,
         *,
-        find_starts: Callable[[Iterable[TopicPartition]], Awaitable[dict[TopicPartition, int]]],
+        find_starts: Callable[[Iterable[TopicPartition]], Awaitable[Mapping[TopicPartition, int | FluxlogError]]],
         emit: Callable[[ConsumerEvent], None],
         tell: Callable[[ConsumerEvent], Awaitable[None]],
         auto_commit: bool,
@@ -61,6 +65,8 @@ class GroupSide:
             connection, group, identity=lambda: self.membership.identity, tracks=feed.tracks.values,
             handled=hand.handled, interval=commit_interval_ms / 1000,
         )  # fmt: skip
+        self._unbegun: dict[TopicPartition, groups_pb2.Assignment] = {}
+        """Ours, but it is not known yet where to begin."""
         self._in_hand: tuple[ConsumedRecord | None, float] = (None, 0.0)
 
     def open(self) -> None:
@@ -85,45 +91,63 @@ class GroupSide:
 
     # ---- MemberSide
 
-    async def take_assigned(self, assignments: Sequence[groups_pb2.Assignment], *, all_of_them: bool) -> None:
+    def take_assigned(self, assignments: Sequence[groups_pb2.Assignment], *, all_of_them: bool) -> None:
         """See MemberSide."""
         named = {_where(each.partition): each for each in assignments}
         if all_of_them:
-            self._lose([where for where in self._feed.tracks if where not in named])
+            self._lose([where for where in self._owned() if where not in named])
         new = {where: each for where, each in named.items() if not self._is_known(where, each)}
-        without = [where for where, each in new.items() if not each.HasField("committed_offset")]
-        starts = await self._starts(without)
-        for where, each in new.items():
-            committed = each.committed_offset if each.HasField("committed_offset") else None
-            offset = starts[where] if committed is None else committed
-            self._feed.add(where, each.partition.topic_id, offset, committed=committed)
-        if new:
-            self._emit(Assigned(sorted(new)))
-            # Where it begins is committed, too: otherwise "latest" would be another place for the next owner.
-            self.committer.note_activity()
+        starts = {where: each.committed_offset for where, each in new.items() if each.HasField("committed_offset")}
+        unbegun = {where: each for where, each in new.items() if where not in starts}
+        self._unbegun |= new
+        self._begin(starts)
+        if unbegun:
+            self._tasks.start(self._begin_later(unbegun), "find where to begin")
+
+    def _owned(self) -> list[TopicPartition]:
+        return [*self._feed.tracks, *self._unbegun]
 
     def _is_known(self, where: TopicPartition, assignment: groups_pb2.Assignment) -> bool:
-        track = self._feed.tracks.get(where)
-        if track is None:
-            return False
-        if track.topic_id != assignment.partition.topic_id:  # deleted and created again
+        track, unbegun = self._feed.tracks.get(where), self._unbegun.get(where)
+        known_id = track.topic_id if track is not None else unbegun.partition.topic_id if unbegun is not None else b""
+        if known_id != assignment.partition.topic_id:  # new, or deleted and created again
             self._lose([where])
             return False
         return True
 
-    async def _starts(self, wheres: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        while wheres:
+    def _begin(self, starts: Mapping[TopicPartition, int]) -> None:
+        for where, offset in starts.items():
+            each = self._unbegun.pop(where)
+            committed = each.committed_offset if each.HasField("committed_offset") else None
+            self._feed.add(where, each.partition.topic_id, offset, committed=committed)
+        if starts:
+            self._emit(Assigned(sorted(starts)))
+            # Where it begins is committed, too: otherwise "latest" would be another place for the next owner.
+            self.committer.note_activity()
+
+    async def _begin_later(self, waiting: Mapping[TopicPartition, groups_pb2.Assignment]) -> None:
+        """As each start is found, while the others are read and the coordinator is listened to. A topic that is deleted
+        meanwhile has none: it is asked again until the partition is lost."""
+        while waiting := {where: each for where, each in waiting.items() if self._unbegun.get(where) is each}:
+            answers: Mapping[TopicPartition, int | FluxlogError]
             try:
-                return await self._find_starts(wheres)
+                answers = await self._find_starts(waiting)
             except FluxlogError as failure:
-                if not failure.retriable:
-                    self._feed.fail(failure)
-                    raise
-        return {}
+                answers = dict.fromkeys(waiting, failure)
+            final = next((answer for answer in answers.values() if _is_final(answer)), None)
+            if isinstance(final, FluxlogError):  # nobody will read them here: others are to have them
+                self.take_failure(final)
+                await self.membership.leave()
+                return
+            starts = {where: answer for where, answer in answers.items() if isinstance(answer, int)}
+            self._begin({where: start for where, start in starts.items() if self._unbegun.get(where) is waiting[where]})
+            await asyncio.sleep(_START_PAUSE)
 
     async def give_up(self, partitions: Sequence[groups_pb2.TopicPartition], seconds: float) -> None:
         """See MemberSide."""
         deadline = time.monotonic() + seconds * (1 - _COMMIT_SHARE)
+        for each in partitions:
+            self._unbegun.pop(_where(each), None)
         tracks = [track for each in partitions if (track := self._feed.remove(_where(each))) is not None]
         for track in tracks:
             await self._hand.wait_returned(track, deadline - time.monotonic())
@@ -134,11 +158,12 @@ class GroupSide:
 
     def take_lost(self, partitions: Sequence[groups_pb2.TopicPartition] | None) -> None:
         """See MemberSide."""
-        self._lose(list(self._feed.tracks) if partitions is None else [_where(each) for each in partitions])
+        self._lose(self._owned() if partitions is None else [_where(each) for each in partitions])
 
     def _lose(self, wheres: Iterable[TopicPartition]) -> None:
         lost = []
         for where in wheres:
+            self._unbegun.pop(where, None)
             track = self._feed.remove(where)
             if track is not None:
                 self._hand.discard(track)
@@ -154,7 +179,7 @@ class GroupSide:
 
     def take_failure(self, failure: FluxlogError) -> None:
         """See MemberSide."""
-        self._lose(list(self._feed.tracks))
+        self._lose(self._owned())
         self._feed.fail(failure)
 
     # ---- progress
@@ -185,6 +210,10 @@ class GroupSide:
             self._in_hand = (record, time.monotonic())
             return 0
         return int((time.monotonic() - self._in_hand[1]) * 1000)
+
+
+def _is_final(answer: int | FluxlogError) -> bool:
+    return isinstance(answer, FluxlogError) and not answer.retriable and answer.reason not in _GONE
 
 
 def _where(partition: groups_pb2.TopicPartition) -> TopicPartition:

@@ -13,7 +13,7 @@ from grpc import aio
 
 from fluxlog.aio.connection import Connection
 from fluxlog.aio.tasks import TaskSet
-from fluxlog.errors import FluxlogError, from_rpc_error
+from fluxlog.errors import FluxlogError, LocalError, from_rpc_error
 from fluxlog.v1 import groups_pb2
 
 _BACKOFF_MIN = 0.05
@@ -29,7 +29,7 @@ _Call = aio.StreamStreamCall[groups_pb2.MemberMessage, groups_pb2.CoordinatorMes
 class MemberSide(Protocol):
     """What a member does with what it is told."""
 
-    async def take_assigned(self, assignments: Sequence[groups_pb2.Assignment], *, all_of_them: bool) -> None:
+    def take_assigned(self, assignments: Sequence[groups_pb2.Assignment], *, all_of_them: bool) -> None:
         """These are ours. `all_of_them`: what is not named is not (any more)."""
 
     async def give_up(self, partitions: Sequence[groups_pb2.TopicPartition], seconds: float) -> None:
@@ -122,7 +122,7 @@ class Membership:
                 self._become_another()
                 await asyncio.sleep(_BACKOFF_MIN)
                 continue
-            if failure.from_server and not failure.retriable:
+            if (failure.from_server or isinstance(failure, LocalError)) and not failure.retriable:
                 self._side.take_failure(failure)
                 return
             self._start_lapse(failure)
@@ -142,25 +142,27 @@ class Membership:
             )  # fmt: skip
             await call.write(groups_pb2.MemberMessage(join=join))
             while isinstance(message := await call.read(), groups_pb2.CoordinatorMessage):
-                await self._take(message)
+                self._take(message)
         except grpc.RpcError as error:
             return from_rpc_error(error, address=address)
         except aio.UsageError as error:
             return FluxlogError("CANCELLED", str(error), retriable=True, address=address)
+        except LocalError as error:  # the connection is closed
+            return error
         finally:
             if self._call is not None:
                 self._call.cancel()
             self._call = None
         return FluxlogError("UNAVAILABLE", f"{address} ended the stream", retriable=True, address=address)
 
-    async def _take(self, message: groups_pb2.CoordinatorMessage) -> None:
+    def _take(self, message: groups_pb2.CoordinatorMessage) -> None:
         match message.WhichOneof("body"):
             case "joined":
                 self._take_joined(message.joined)
             case "assigned":
                 mine = [each for each in message.assigned.assignments if _key(each.partition) not in self._releasing]
                 first, self._first_assigned = self._first_assigned, False
-                await self._side.take_assigned(mine, all_of_them=first)
+                self._side.take_assigned(mine, all_of_them=first)
                 self._end_lapse()
             case "revoke":
                 partitions = [each for each in message.revoke.partitions if _key(each) not in self._releasing]

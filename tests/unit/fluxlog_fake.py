@@ -22,7 +22,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from fluxd.core.entry import EntryKind, build_frame
 from fluxlog.batch import decode_batch
-from fluxlog.v1 import admin_pb2, admin_pb2_grpc, errors_pb2, log_pb2, record_pb2
+from fluxlog.v1 import admin_pb2, admin_pb2_grpc, errors_pb2, groups_pb2_grpc, log_pb2, record_pb2
+from tests.unit.fluxlog_fake_groups import FakeCoordinator
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -165,6 +166,8 @@ class FakeCluster:
         self.answers_together = 1
         """So many requests of one ProduceStream are answered by one message, when they have all come."""
         self.requests: list[tuple[int, bytes, int]] = []
+        self.coordinator = FakeCoordinator()  # type: ignore[abstract]
+        """Of the groups, on any node."""
         self.addresses: dict[int, str] = {}
         self._servers: dict[int, grpc.Server] = {}
         for node_id in range(1, nodes + 1):
@@ -176,6 +179,7 @@ class FakeCluster:
         log = _Log(self, node_id)
         server.add_generic_rpc_handlers((log.handlers(),))
         admin_pb2_grpc.add_AdminServicer_to_server(_Admin(self, node_id), server)  # type: ignore[abstract]
+        groups_pb2_grpc.add_GroupsServicer_to_server(self.coordinator, server)
         port = server.add_insecure_port(self.addresses.get(node_id, "127.0.0.1:0"))
         self.addresses[node_id] = f"127.0.0.1:{port}" if ":" not in str(port) else str(port)
         server.start()
