@@ -19,6 +19,7 @@ from fluxlog.aio.connection import Connection
 from fluxlog.aio.consumed import TopicPartition
 from fluxlog.aio.leader_watch import LeaderNews
 from fluxlog.aio.room import Room
+from fluxlog.aio.tasks import was_cancelled
 from fluxlog.entry import CorruptResponseError, FetchedBatch, batches_of, parse_response
 from fluxlog.errors import FluxlogError, from_rpc_error
 from fluxlog.lost_leaders import LostLeader
@@ -142,7 +143,12 @@ class Following:
             if self._leaving or self._stopped:
                 self._leaving = False
                 return
-            raise
+            if was_cancelled():
+                raise
+            closed = (
+                f"the connection to {self._target} was closed while {self.where.topic}-{self.where.partition} was read"
+            )
+            raise FluxlogError("CANCELLED", closed, address=self._target) from None
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self._target) from error
         finally:

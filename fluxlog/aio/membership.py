@@ -12,7 +12,7 @@ import grpc
 from grpc import aio
 
 from fluxlog.aio.connection import Connection
-from fluxlog.aio.tasks import TaskSet
+from fluxlog.aio.tasks import TaskSet, was_cancelled
 from fluxlog.errors import FluxlogError, LocalError, from_rpc_error
 from fluxlog.v1 import groups_pb2
 
@@ -147,6 +147,10 @@ class Membership:
             return from_rpc_error(error, address=address)
         except aio.UsageError as error:
             return FluxlogError("CANCELLED", str(error), retriable=True, address=address)
+        except asyncio.CancelledError:
+            if was_cancelled():
+                raise
+            return FluxlogError("CANCELLED", "the stream was closed here", retriable=True, address=address)
         except LocalError as error:  # the connection is closed
             return error
         finally:

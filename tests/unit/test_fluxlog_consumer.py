@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fluxlog import Consumer, Producer, TopicPartition
+from fluxlog import Connection, Consumer, Producer, TopicPartition
 from fluxlog.aio import feed
 from fluxlog.aio.consumed import ConsumedBatch
 from fluxlog.aio.following import Arrived
@@ -172,6 +172,20 @@ def test_each_partition_that_cannot_be_read_is_told(cluster: FakeCluster) -> Non
                         consumer.seek("many", failure.log_start_offset - 2, failure.log_start_offset)
         assert values == {b"%d-%d" % (number, n) for number in range(4) for n in range(2 + number, 6)}
         assert sorted(told) == [3, 4, 5]
+
+    asyncio.run(scene())
+
+
+def test_a_consumer_whose_connection_is_closed_says_so(cluster: FakeCluster) -> None:
+    async def scene() -> None:
+        async with asyncio.timeout(20), Connection(addresses(cluster)) as connection, Producer(connection) as producer:
+            await producer.send("t", b"1")
+            async with Consumer(connection, "t", start=0) as consumer:
+                assert await take(consumer, 1) == [b"1"]
+                closing = asyncio.create_task(connection.close())
+                with pytest.raises(FluxlogError, match="closed"):
+                    await take(consumer, 1)
+                await closing
 
     asyncio.run(scene())
 

@@ -126,6 +126,8 @@ def test_a_member_whose_connection_is_closed_hands_out_nothing_more(cluster: Fak
         member = Member(cluster, connection)
         async with asyncio.timeout(20), member.consumer:
             await until(lambda: member.consumer.assignment() == [KEPT, OTHER])
+            cluster.coordinator.lose(partition_of("deleted"))
+            await until(lambda: not member.waits)
             await connection.close()
             await until(lambda: member.consumer.assignment() == [])
             for _ in range(2):
