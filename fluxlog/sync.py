@@ -25,6 +25,7 @@ from fluxlog.aio.consumed import ConsumedBatch, ConsumedRecord, TopicPartition
 from fluxlog.aio.lanes import Delivered
 from fluxlog.batch import Headers
 from fluxlog.client import Client
+from fluxlog.errors import LocalError
 
 __all__ = ["Admin", "Consumer", "Producer"]
 
@@ -60,14 +61,27 @@ class _Background:
             self._loop = self._thread = None
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run it there and wait; an interrupt (Ctrl-C) cancels it."""
-        assert self._loop is not None
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Run it there and wait; an interrupt (Ctrl-C) cancels it. Until then the loop has a user more: whoever closes
+        what is called may be another thread.
+
+        Raises:
+            LocalError: CANCELLED: nobody uses it any more.
+        """
+        with self._lock:
+            loop = self._loop
+            if loop is None:
+                coroutine.close()
+                raise LocalError("CANCELLED", "used after it was closed")
+            self._users += 1
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            try:
+                return future.result()
+            except BaseException:
+                future.cancel()
+                raise
+        finally:
+            self.leave()
 
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,0 +1,65 @@
+"""The library for threads: every call returns, whichever thread closes what it uses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fluxlog import FluxlogError, Outcome
+from fluxlog.sync import Producer
+from tests.unit.fluxlog_fake import FakeCluster, Fault
+
+THREADS = 150
+"""More than there are turns of the loop in closing."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    fake = FakeCluster()
+    fake.create("t", 1)
+    yield fake
+    fake.stop()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Until it holds, for 20 s at most."""
+    pause, end = threading.Event(), time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        pause.wait(0.01)
+
+
+def test_closing_in_one_thread_answers_the_sends_of_all_others(cluster: FakeCluster) -> None:
+    """They wait for room, and are told one after the other; the event loop does not end before the last of them."""
+    cluster.faults[0].extend([Fault.DISK_FULL] * 1_000)
+    outcomes: list[Outcome] = []
+
+    def send(producer: Producer) -> None:
+        try:
+            producer.send("t", bytes(900))
+        except FluxlogError as failure:
+            outcomes.append(failure.outcome)
+
+    with pytest.raises(KeyboardInterrupt), Producer(cluster.addresses[1], buffer_bytes=2_000) as producer:
+        threads = [threading.Thread(target=send, args=(producer,), daemon=True) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(producer._inner._room._waiting) == THREADS - 2)
+        raise KeyboardInterrupt  # ends without a flush
+    for thread in threads:
+        thread.join(20)
+    assert len(outcomes) == THREADS
+    assert set(outcomes) <= {Outcome.REJECTED, Outcome.UNKNOWN}
+
+
+def test_what_is_used_after_it_was_closed_says_so(cluster: FakeCluster) -> None:
+    with Producer(cluster.addresses[1]) as producer:
+        assert producer.send("t", b"x").offset == 0
+    with pytest.raises(FluxlogError, match="closed") as failure:
+        producer.send("t", b"y")
+    assert failure.value.outcome is Outcome.REJECTED
+    with Producer(cluster.addresses[1]), pytest.raises(FluxlogError, match="closed"):
+        producer.send("t", b"z")
