@@ -42,10 +42,11 @@ class Dispatch:
         delivery_timeout: float,
     ) -> None:
         self._connection, self._on_finished, self._linger = connection, on_finished, linger
+        self._on_retry = on_retry
         self._loop = asyncio.get_running_loop()
         self._tasks = TaskSet()
         self.pipeline = Pipeline(
-            connection, self._open_stream, on_result=self._take_result, on_retry=on_retry, clock=time.monotonic,
+            connection, self._open_stream, on_result=self._take_result, on_retry=self._take_retry, clock=time.monotonic,
             codec=codec, delivery_timeout=delivery_timeout,
         )  # fmt: skip
         self._leaders = LeaderWatch(connection, self.pipeline, self._tasks, self._soon)
@@ -155,6 +156,11 @@ class Dispatch:
         batch.resolve()
         if lane.open is not None:
             self.touch(lane)  # nothing else may come for it: what expires is told by the timer
+
+    def _take_retry(self, retry: Retry) -> None:
+        if self._on_retry is not None:
+            # In a turn of its own: what it raises goes to the loop's handler, and leaves nothing half done here.
+            self._loop.call_soon(self._on_retry, retry)
 
 
 def closed_error() -> LocalError:

@@ -20,6 +20,7 @@ from fluxlog import (
     Producer,
     RejectedError,
 )
+from fluxlog.delivery import Retry
 from fluxlog.errors import LocalError
 from fluxlog.pipeline import IN_FLIGHT_MAX
 from fluxlog.v1 import admin_pb2
@@ -85,6 +86,10 @@ def test_records_behind_a_full_pipeline_are_answered_when_all_before_them_have_e
 
     play(cluster, scene, batch_bytes=1_024, delivery_timeout=0.1)
     assert cluster.topics["t"][0].values == []
+
+
+class _InputError(Exception):
+    """What a caller's own code may raise."""
 
 
 async def turns() -> None:
@@ -176,6 +181,26 @@ def test_a_call_on_a_connection_that_is_closed_meanwhile_fails(cluster: FakeClus
         cluster.elected.set()
 
 
+@pytest.mark.parametrize("fault", [Fault.NO_QUORUM, Fault.BREAK_BEFORE])
+def test_a_callback_that_raises_costs_no_record_its_outcome(cluster: FakeCluster, fault: Fault) -> None:
+    """What it raises goes to the event loop's handler."""
+    for partition in range(2):
+        cluster.faults[partition].extend([fault] * 3)
+    raised: list[BaseException | None] = []
+
+    def on_retry(retry: Retry) -> None:
+        raise _InputError(retry.error.reason)
+
+    async def scene(producer: Producer) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: raised.append(told.get("exception")))
+        sends = [producer.send("t", b"x", partition=number % 2) for number in range(20)]
+        assert set(await outcomes(*sends)) == {Outcome.COMMITTED}
+
+    play(cluster, scene, on_retry=on_retry)
+    assert raised
+    assert all(isinstance(error, _InputError) for error in raised)
+
+
 @pytest.mark.parametrize("keyless", ["sticky", "round_robin"])
 def test_a_large_record_never_makes_the_batch_of_others_too_large(cluster: FakeCluster, keyless: str) -> None:
     """Whichever open batch it is about to join: that of another partition, too, which may be nearly full."""
@@ -208,10 +233,6 @@ def test_records_that_take_turns_do_so_also_when_they_fill_their_batches(cluster
         assert places[0] != places[1]
 
     play(cluster, scene, keyless="round_robin", batch_bytes=1_024)
-
-
-class _InputError(Exception):
-    """What a caller's own iterable may raise."""
 
 
 def _ends_badly() -> Iterator[bytes]:
