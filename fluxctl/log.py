@@ -55,10 +55,12 @@ def _check_stopped(root: Path) -> None:
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise CommandError(
             f"{root} is in use by a running node", "stop it first; of a running one fluxctl topics verify tells"
         ) from error
+    except OSError as error:
+        raise CommandError(f"whether a node uses {root} cannot be told: {error.strerror}") from error
     finally:
         os.close(fd)
 

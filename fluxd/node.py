@@ -139,7 +139,7 @@ class Node:
             raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> StartError:
-        return StartError(f"data directory {self._settings.data_dir} cannot be used: {error.strerror or error}")
+        return StartError(f"data directory {self._settings.data_dir} cannot be used: {error}")
 
     def _open_votes(self) -> tuple[VoteFile | None, str]:
         """Where they are lost, and others can say what was committed, all replicas here are copied anew."""

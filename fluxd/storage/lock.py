@@ -16,6 +16,7 @@ class DirectoryLock:
 
     Raises:
         DirectoryError: another process holds it; the message names its process id.
+        OSError: the file system has no such locks, or no room for one.
     """
 
     def __init__(self, root: Path) -> None:
@@ -23,10 +24,13 @@ class DirectoryLock:
         self._fd = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             self.release()
             raise DirectoryError(f"{root} is in use by another process (process id {holder})") from error
+        except OSError as error:
+            self.release()
+            raise OSError(error.errno, f"it cannot be locked: {error.strerror}", str(root / LOCK_NAME)) from error
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 

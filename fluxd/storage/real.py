@@ -52,8 +52,7 @@ class RealFile:
 
     def append(self, *buffers: bytes | memoryview) -> int:
         """Write all buffers at the end, in order; returns the size before them."""
-        with self._lock:
-            fd = self._descriptor()
+        with self._changing() as fd:
             self._writes += 1
             before = self._size
             try:
@@ -69,8 +68,7 @@ class RealFile:
 
     def write_at(self, position: int, data: bytes, *, may_be_lost: bool = False) -> None:
         """Overwrite at a position, at most the current size."""
-        with self._lock:
-            fd = self._descriptor()
+        with self._changing() as fd:
             if position > self._size:
                 raise ValueError(f"position {position} is beyond the size {self._size} of {self._path}")
             if not may_be_lost:
@@ -113,8 +111,7 @@ class RealFile:
 
     def truncate(self, size: int) -> None:
         """Cut to `size` bytes, at most the current size."""
-        with self._lock:
-            fd = self._descriptor()
+        with self._changing() as fd:
             if size > self._size:
                 raise ValueError(f"size {size} is beyond the size {self._size} of {self._path}")
             self._writes += 1
@@ -134,8 +131,9 @@ class RealFile:
         try:
             os.fdatasync(fd)
             self._writes_synced = covered
-        except OSError:
+        except OSError as error:
             self._sync_failed = True
+            self._name(error)
             raise
         finally:
             self._end_use()
@@ -219,14 +217,32 @@ class RealFile:
         os.close(fd)
 
     @contextmanager
+    def _changing(self) -> Iterator[int]:
+        with self._lock:
+            fd = self._descriptor()
+            try:
+                yield fd
+            except OSError as error:
+                self._name(error)
+                raise
+
+    @contextmanager
     def _using(self) -> Iterator[int]:
         with self._lock:
             fd = self._descriptor()
             self._users += 1
         try:
             yield fd
+        except OSError as error:
+            self._name(error)
+            raise
         finally:
             self._end_use()
+
+    def _name(self, error: OSError) -> None:
+        """Say of which file an error is: the system does not, of a descriptor."""
+        if error.filename is None:
+            error.filename = self._path
 
     def _end_use(self) -> None:
         with self._lock:
@@ -249,16 +265,20 @@ def _read_cached(fd: int, buffer: memoryview, position: int) -> int:
 
 
 class RealFileSystem:
-    """A directory of the machine; it is made when missing. Implements `filesystem.FileSystem`.
+    """A directory of the machine, made durably when it is missing. Implements `filesystem.FileSystem`.
 
     Args:
         descriptors: of files that may rest; None: its own, as many as this process may have.
     """
 
     def __init__(self, root: Path, descriptors: Descriptors | None = None) -> None:
-        root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-        self._root = str(root.absolute())
+        root = root.absolute()
+        self._root = str(root)
         self._descriptors = Descriptors() if descriptors is None else descriptors
+        missing = [made for made in (root, *root.parents) if not made.exists()]
+        root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        for made in missing:
+            self._sync_directory(str(made.parent))
 
     def open(self, path: str, *, create: bool = False, rests: bool = False) -> RealFile:
         """Open for reading and writing."""
@@ -304,9 +324,15 @@ class RealFileSystem:
 
     def sync_directory(self, path: str) -> None:
         """fsync of a directory."""
-        fd = self._descriptors.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._sync_directory(self._at(path))
+
+    def _sync_directory(self, path: str) -> None:
+        fd = self._descriptors.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        except OSError as error:
+            error.filename = path
+            raise
         finally:
             os.close(fd)
 

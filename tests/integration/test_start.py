@@ -68,6 +68,19 @@ def test_directory_and_port_belong_to_one_process(tmp_path: Path) -> None:
         assert "belongs to node 1, not 2" in wrong.stderr
 
 
+@pytest.mark.parametrize("name", ["votes", "meta.json"])
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
+    """The operator is told which file of the data directory it is."""
+    with Cluster(tmp_path, 1) as cluster:
+        node = cluster.node(1)
+        assert node.stop() == 0
+        (node.data_dir / name).rename(tmp_path / name)
+        (node.data_dir / name).mkdir()
+        node.start()
+        assert node.wait_exit() == 1
+        assert f"cannot be used: [Errno 21] Is a directory: '{node.data_dir / name}'" in node.log_text
+
+
 def test_a_directory_is_not_free_before_the_last_write_of_its_process(tmp_path: Path) -> None:
     """The disk hangs, the node is stopped: it has closed its port, but what waits for the disk may still change its
     files. Nobody else gets the directory before that is done.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
+import os
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -157,6 +160,18 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     directory.close()
     directory.close()
     assert other_process() == "opened"
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file `lock` says of an earlier process is not told then."""
+    opened(RealFileSystem(tmp_path), tmp_path).close()
+
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(OSError, match=f"it cannot be locked: No locks available: '{tmp_path / 'lock'}'"):
+        opened(RealFileSystem(tmp_path), tmp_path)
 
 
 def test_a_refused_directory_is_not_kept_locked(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,46 @@ def test_closed_file_answers_ebadf(fs: FileSystem) -> None:
         with pytest.raises(OSError, match="closed") as error:
             call()
         assert error.value.errno == errno.EBADF
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system knows a descriptor only; who reads of it looks for a file."""
+    file = RealFileSystem(tmp_path).open("a", create=True)
+    file.append(b"0123")
+
+    def sick(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for name in ("pread", "preadv", "pwrite", "fdatasync"):
+        monkeypatch.setattr(os, name, sick)
+    calls: list[Callable[[], object]] = [
+        lambda: file.read(0, 4), lambda: file.read_into(0, memoryview(bytearray(4))), lambda: file.append(b"x"),
+        lambda: file.write_at(0, b"x"), file.sync,
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(OSError, match=str(tmp_path / "a")) as error:
+            call()
+        assert error.value.errno == errno.EIO
+    monkeypatch.setattr(os, "ftruncate", sick)
+    with pytest.raises(OSError, match=str(tmp_path / "a")):
+        file.truncate(0)
+
+
+def test_the_root_is_durable_with_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was made, the directories that have a new name in them are synced; where it was there, none."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def remembering(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", remembering)
+    root = tmp_path / "made" / "data"
+    RealFileSystem(root)
+    assert sorted(synced) == [str(tmp_path), str(tmp_path / "made")]
+    RealFileSystem(root)
+    assert len(synced) == 2
 
 
 def test_open_without_create_needs_the_file(fs: FileSystem) -> None:
