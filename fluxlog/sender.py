@@ -126,19 +126,31 @@ class Sender:
     def _run(self) -> None:
         try:
             while self._running:
-                try:
-                    timeout = max(0.0, self._pipeline.deadline - time.monotonic())
-                    self._inbox.get(timeout=min(timeout, 60.0))()
-                    while True:
-                        self._inbox.get_nowait()()
-                except queue.Empty:
-                    pass
                 self._pipeline.advance()
                 self._leader_watch.look()
+                self._take_calls(min(max(0.0, self._pipeline.deadline - time.monotonic()), 60.0))
         finally:
-            self._running = False
-            self._leader_watch.close()
+            with self._room:  # from here on `send` refuses
+                self._running = False
+            try:
+                self._leader_watch.close()
+                self._take_calls(0.0)  # what it had taken by then is answered, too
+            finally:
+                self._give_up()
+
+    def _take_calls(self, timeout: float) -> None:
+        """Do what others ask for, waiting so many seconds for the first."""
+        try:
+            self._inbox.get(timeout=timeout)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            pass
+
+    def _give_up(self) -> None:
+        try:
             self._pipeline.stop()
+        finally:
             with self._room:
                 self._room.notify_all()
 
@@ -165,5 +177,4 @@ class Sender:
             self._room.notify_all()
 
     def _stop(self) -> None:
-        self._pipeline.stop()
         self._running = False

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from fluxlog.client import Client
 from fluxlog.delivery import BatchResult, Retry
-from fluxlog.errors import Outcome
+from fluxlog.errors import FluxlogError, Outcome
 from fluxlog.sender import Sender
 from tests.unit.fluxlog_fake import FakeCluster, FakePartition, Fault
 
@@ -215,3 +217,54 @@ def test_a_client_that_is_closed_first_ends_what_is_sent_after_it(start: START) 
     run.send_numbered(1)
     assert run.sender.flush(10)
     assert run.outcomes() == [Outcome.REJECTED] * 4
+
+
+class LateQueue(queue.SimpleQueue[Callable[[], None]]):
+    """Lets what the thread "late" puts in arrive only when the one that reads has found nothing more, while closing."""
+
+    held, closing, released = threading.Event(), threading.Event(), threading.Event()
+
+    def put(self, item: Callable[[], None], block: bool = True, timeout: float | None = None) -> None:
+        if threading.current_thread().name == "late":
+            self.held.set()
+            assert self.released.wait(20)
+        super().put(item)
+
+    def get_nowait(self) -> Callable[[], None]:
+        try:
+            return super().get_nowait()
+        except queue.Empty:
+            if self.closing.is_set():
+                self.released.set()
+            raise
+
+
+def test_what_is_sent_at_the_moment_of_closing_is_answered(start: START, monkeypatch: pytest.MonkeyPatch) -> None:
+    for event in (LateQueue.held, LateQueue.closing, LateQueue.released):
+        event.clear()
+    monkeypatch.setattr("fluxlog.sender.queue", SimpleNamespace(SimpleQueue=LateQueue, Empty=queue.Empty))
+    run = start()
+    late = threading.Thread(target=run.send_numbered, args=(1,), name="late", daemon=True)
+    late.start()
+    assert LateQueue.held.wait(20)
+    LateQueue.closing.set()
+    run.sender.close()
+    late.join(20)
+    assert run.outcomes() == [Outcome.REJECTED]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_raises_keeps_nobody_waiting(start: START) -> None:
+    """The sender ends, and says so to whoever waits for it."""
+    run = start()
+
+    def fail(_: BatchResult) -> None:
+        raise ValueError("the callback's own")
+
+    sender = Sender(run.client, "t", on_result=fail, buffer_bytes=100)
+    with pytest.raises(FluxlogError, match="closed"):
+        for _ in range(100):
+            sender.send(0, [bytes(60)])
+    with pytest.raises(FluxlogError, match="closed"):
+        sender.flush()
+    sender.close()
