@@ -35,7 +35,8 @@ class RecordsBatch(Batch):
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
     def resolve(self) -> None:
-        """The result is there."""
+        """The result is there: who keeps the batch for it need not keep the records, too."""
+        self.values, self.keys, self.headers, self.timestamps_ms, self.encoded = [], None, None, [], b""
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_result(None)

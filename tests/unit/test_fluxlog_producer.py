@@ -368,3 +368,38 @@ def test_a_node_that_dies_is_left_for_another(cluster: FakeCluster) -> None:
         assert (await producer.send("t", b"2", partition=0)).offset == 1
 
     play(cluster, scene)
+
+
+class Counted(bytes):
+    """A value that knows how many like it there are."""
+
+    alive = 0
+
+    def __new__(cls, value: bytes) -> Counted:
+        Counted.alive += 1
+        return super().__new__(cls, value)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+def test_what_has_its_outcome_takes_no_memory(cluster: FakeCluster) -> None:
+    """Neither what a caller keeps its Delivery of, nor the first of more than fits the memory."""
+    Counted.alive = peak = 0
+
+    def values() -> Iterator[bytes]:
+        nonlocal peak
+        for number in range(20_000):
+            peak = max(peak, Counted.alive)
+            yield Counted(b"%600d" % number)
+
+    async def scene(producer: Producer) -> None:
+        await producer.prepare("t")
+        deliveries = [producer.send_nowait("t", Counted(b"v"), key=b"k") for _ in range(10)]
+        await producer.flush()
+        assert Counted.alive == 0
+        assert [delivery.result().offset for delivery in deliveries] == list(range(10))
+        assert (await producer.send_many("t", values())).record_count == 20_000
+        assert peak < 2_500
+
+    play(cluster, scene, batch_bytes=16_384, buffer_bytes=65_536)
