@@ -19,6 +19,9 @@ so a power cut that tears it leaves the older one, whose mark is lower, which is
 there, not what may. It is written with a sync where it falls (before a truncation) and where a segment is finished
 (before the first sync of the next one).
 
+The loop never waits here for what another thread does to the file, which may take as long as a disk hangs: a slot that
+is to be written without a sync is then written by that thread, when it is done.
+
 Where the scrub finds that the disk has lost the file, it is written anew from memory: under a temporary name, synced,
 renamed, its name synced. Power lost on the way leaves the damaged file or the new one.
 """
@@ -27,8 +30,8 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from crc32c import crc32c
@@ -73,12 +76,22 @@ class State:
 
 
 class StateFile:
-    """The open file. `raise_mark` and `make_durable` may run in a thread beside the loop, which does the rest."""
+    """The open file. `raise_mark`, `make_durable`, `fault` and `write_anew` may run in a thread beside the loop, which
+    does the rest.
+
+    Attributes:
+        state: what was written last; None: no slot is valid.
+    """
 
     def __init__(self, file: File) -> None:
         self._file = file
         self._lock = threading.Lock()
+        """Of the file and all that is said of it below; held while the disk works."""
         self.state: State | None = None
+        self._wanted: State | None = None
+        """To be written without a sync: changed by the loop alone, without the lock."""
+        self._taken: State | None = None
+        """What of that was written, or counts no more."""
         self._sequence = 0
         self._slot = 0
         self._load()
@@ -140,22 +153,23 @@ class StateFile:
         return again
 
     def write(self, state: State) -> None:
-        """Write without a sync; a power cut may leave what was there before.
+        """Write without a sync, now, or when nobody else uses the file; a power cut may leave what was there before.
 
         So may an error of the disk that nobody hears of: whatever is to be durable is written again before its sync.
         """
-        with self._lock:
-            self._write(state, may_be_lost=True)
+        self._wanted = state
+        self._catch_up()
 
     def write_synced(self, state: State) -> None:
         """Write durably. Blocks."""
         with self._lock:
+            self._taken = self._wanted  # older than this one
             self._write(state)
             self._sync()
 
     def make_durable(self) -> None:
         """Have what was written last survive a power cut. Blocks; safe in a thread."""
-        with self._lock:
+        with self._alone():
             assert self.state is not None
             self._write(self.state)
             self._sync()
@@ -166,7 +180,7 @@ class StateFile:
         Args:
             unless: asked when nobody else writes; if true nothing is done (the log was truncated in the meantime).
         """
-        with self._lock:
+        with self._alone():
             if not unless():
                 assert self.state is not None
                 self._write(State(mark, self.state.checkpoint))
@@ -180,7 +194,7 @@ class StateFile:
         """
         if not self._fault_of(_read_again(fs, path)):
             return ""
-        with self._lock:  # it may have been written in between
+        with self._alone():  # it may have been written in between
             return self._fault_of(_read_again(fs, path))
 
     def write_anew(self, fs: FileSystem, path: str) -> None:
@@ -189,7 +203,7 @@ class StateFile:
         Safe, since the memory of the process knows at least what was durable: the mark of a finished sync. The log
         must stay open meanwhile.
         """
-        with self._lock:
+        with self._alone():
             assert self.state is not None
             temporary = path + TEMPORARY_SUFFIX
             fs.remove(temporary)
@@ -206,6 +220,30 @@ class StateFile:
     def close(self) -> None:
         """Harmless when closed."""
         self._file.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """In a thread. What the loop wanted written before this comes before it, since the mark must not fall, and must
+        not name a segment that goes next; what it wants meanwhile is written at the end."""
+        with self._lock:
+            self._take()
+            yield
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Who lets go of the lock looks for what is wanted, and who wants something whether the lock is free: so one of
+        both writes it."""
+        while self._wanted is not self._taken and self._lock.acquire(blocking=False):
+            try:
+                self._take()
+            finally:
+                self._lock.release()
+
+    def _take(self) -> None:
+        wanted = self._wanted
+        if wanted is not None and wanted is not self._taken:
+            self._write(wanted, may_be_lost=True)
+            self._taken = wanted
 
     def _fault_of(self, data: bytes) -> str:
         if len(data) < FILE_BYTES:

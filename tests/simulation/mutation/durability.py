@@ -19,10 +19,12 @@ _RECOVERY = "fluxd/storage/recovery.py"
 _OPENING = "fluxd/raft/opening.py"
 _LOG = "fluxd/storage/log.py"
 _SYNC = "fluxd/storage/sync.py"
+_CHECKPOINT = "fluxd/storage/checkpoint.py"
 _VOTES = "fluxd/storage/votes.py"
 _HAZARDS = "tests/simulation/test_hazards.py::"
 _DISKS = "tests/simulation/test_guard_disks.py::"
 _ERRORS = "tests/simulation/test_disk_errors.py::"
+_STATE = "tests/unit/test_storage_state.py::"
 _STORAGE = "tests/unit/test_storage_log.py::"
 _REAL = "fluxd/storage/real.py"
 _RESTING = "tests/unit/test_storage_descriptors.py::"
@@ -160,6 +162,31 @@ MUTANTS = (
         (Edit(_SYNC, "if not (job.void and error.errno == errno.EBADF):", "if True:"),),
         guard="tests/unit/test_storage_errors.py::"
         "test_a_segment_that_a_truncation_removed_does_not_fail_the_sync_that_had_it",
+    ),
+    # ------------------------------------------------------------------ the state file, between the loop and threads
+    Mutant(
+        "c5-state-waits",
+        "the loop does not wait for what a thread does to the state file",
+        (Edit(_CHECKPOINT, "self._lock.acquire(blocking=False)", "self._lock.acquire()"),),
+        guard=_STATE + "test_a_sync_is_finished_while_another_thread_waits_for_the_state_file",
+    ),
+    Mutant(
+        "c5-state-catches-up",
+        "a mark that came while a thread had the state file is written when that is done",
+        (Edit(_CHECKPOINT, "            yield\n        self._catch_up()\n", "            yield\n"),),
+        guard=_STATE + "test_a_sync_is_finished_while_another_thread_waits_for_the_state_file",
+    ),
+    Mutant(
+        "c5-state-takes-first",
+        "C5 a mark that is yet to be written comes before what a thread makes durable",
+        (Edit(_CHECKPOINT, "            self._take()\n            yield\n", "            yield\n"),),
+        guard=_STATE + "test_a_mark_that_could_not_be_written_is_what_a_trim_makes_durable",
+    ),
+    Mutant(
+        "c5-state-falls",
+        "C5 a mark that is yet to be written is void when the log was truncated",
+        (Edit(_CHECKPOINT, "            self._taken = self._wanted  # older than this one\n", ""),),
+        guard=_STATE + "test_a_mark_that_was_not_written_yet_counts_no_more_after_a_truncation",
     ),
     Mutant(
         "c5-checkpoint-term",
