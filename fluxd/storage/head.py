@@ -46,15 +46,24 @@ def removable(segments: Sequence[Segment], log_start_offset: Offset, snapshot_in
 def find_snapshot(
     fs: FileSystem, directory: str, group: GroupId, segments: Segments, last_index: RaftIndex
 ) -> Snapshot | None:
-    """The newest snapshot that is tied to the log. Blocks.
+    """The newest snapshot that is tied to the log and can be read. Blocks.
 
     Raises:
         CorruptDataError: the segment that has its entry is damaged.
+        OSError: one that cannot be read may be what vouches for the log's head. That may pass, and is no damage yet.
     """
-    return load_snapshot(
-        fs, directory, group, first_index=segments.all[0].first_index, last_index=last_index,
-        checksum_at=lambda index: segments.entry(index)[0].checksum,
+    first, unreadable = segments.all[0], list[OSError]()
+    snapshot = load_snapshot(
+        fs, directory, group, first_index=first.first_index, last_index=last_index,
+        checksum_at=lambda index: segments.entry(index)[0].checksum, unreadable=unreadable,
     )  # fmt: skip
+    if unreadable and not _vouches(snapshot, first):
+        raise unreadable[0]
+    return snapshot
+
+
+def _vouches(snapshot: Snapshot | None, first: Segment) -> bool:
+    return first.first_index == 1 or (snapshot is not None and snapshot.log_start_offset >= first.base_offset)
 
 
 def check_head(fs: FileSystem, group: GroupId, first: Segment, snapshot: Snapshot | None) -> None:
@@ -69,7 +78,7 @@ def check_head(fs: FileSystem, group: GroupId, first: Segment, snapshot: Snapsho
         file.close()
         if found != birth_frame(group, first.first.leader_epoch >> GENERATION_TERM_BITS):
             raise LogCorrupt(f"{first.path}: position 0: entry 1 is not the birth entry of {group}")
-    elif snapshot is None or snapshot.log_start_offset < first.base_offset:
+    elif not _vouches(snapshot, first):
         known = "no snapshot says why" if snapshot is None else f"the log start is {snapshot.log_start_offset}"
         raise LogCorrupt(
             f"{first.path}: the log begins with entry {first.first_index}, offset {first.base_offset}, but {known}"

@@ -16,7 +16,7 @@
 
 Written under a temporary name, synced, renamed; the name is synced before older ones are removed. So at every moment
 the last snapshot that was finished, or its predecessor, is there. A snapshot whose checksum is not the log's belongs
-to entries that are no more and is not loaded.
+to entries that are no more and is not loaded. One that is damaged, or that the disk does not give, is passed over.
 
 While the log begins with its birth entry a snapshot only saves replaying. Once the log's head was trimmed it is the
 only trace of what stood there, and vouches for where the log begins: without it the log does not open.
@@ -127,13 +127,24 @@ def load_snapshot(
     first_index: RaftIndex,
     last_index: RaftIndex,
     checksum_at: Callable[[RaftIndex], int],
+    unreadable: list[OSError],
 ) -> Snapshot | None:
-    """The newest valid snapshot after an entry in first_index..last_index whose checksum is the log's. Blocks."""
+    """The newest valid snapshot after an entry in first_index..last_index whose checksum is the log's. Blocks.
+
+    Args:
+        unreadable: the errors of those that the disk does not give, and that are passed over, are added to it.
+    """
     for index in reversed(snapshot_indexes(fs, directory)):
         if not first_index <= index <= last_index:
             continue
-        with closing(fs.open(f"{directory}/{snapshot_name(index)}")) as file:
-            snapshot = decode_snapshot(group, file.read(0, file.size()))
+        try:
+            with closing(fs.open(f"{directory}/{snapshot_name(index)}")) as file:
+                snapshot = decode_snapshot(group, file.read(0, file.size()))
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            unreadable.append(error)
+            continue
         if snapshot is not None and snapshot.index == index and checksum_at(index) == snapshot.log_checksum:
             return snapshot
     return None
@@ -143,8 +154,13 @@ def read_snapshot_file(fs: FileSystem, directory: str, group: GroupId, max_index
     """The newest sound snapshot at or below an index, as it stands in its file; (0, b""): none. Blocks."""
     for index in reversed(snapshot_indexes(fs, directory)):
         if index <= max_index:
-            with closing(fs.open(f"{directory}/{snapshot_name(index)}")) as file:
-                data = file.read(0, file.size())
+            try:
+                with closing(fs.open(f"{directory}/{snapshot_name(index)}")) as file:
+                    data = file.read(0, file.size())
+            except OSError as error:
+                if not is_damage(error):
+                    raise
+                continue
             snapshot = decode_snapshot(group, data)
             if snapshot is not None and snapshot.index == index:
                 return index, data

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from crc32c import crc32c
@@ -141,6 +143,50 @@ def test_a_trimmed_log_needs_its_snapshot(disk: SimDisk) -> None:
         open_log(disk, SMALL)
     disk.set_bytes(name, sound)
     assert open_log(disk, SMALL).log_start_offset == 17
+
+
+def test_a_snapshot_that_cannot_be_read_is_passed_over(disk: SimDisk) -> None:
+    """The one before it is taken, or the log is read from its beginning; a replica that copies is given that, too."""
+    log = filled(disk)
+    for index in (RaftIndex(10), RaftIndex(20)):
+        run(log.write_snapshot(index, b"after %d" % index))
+    with unreadable(disk, snapshot_name(RaftIndex(20))):
+        found = open_log(disk, SMALL).load_snapshot()
+        assert found is not None and found.payload == b"after 10"
+        assert log.snapshot_file()()[0] == 10
+    with unreadable(disk, ".snap"):
+        assert open_log(disk, SMALL).load_snapshot() is None
+        assert log.snapshot_file()() == (0, b"")
+    found = open_log(disk, SMALL).load_snapshot()
+    assert found is not None and found.payload == b"after 20"
+
+
+def test_a_trimmed_log_waits_for_its_snapshot(disk: SimDisk) -> None:
+    """Where the only snapshot that vouches for the log's head cannot be read, that is an error that may pass: neither
+    damage, nor a log whose state is that of an earlier snapshot, or none.
+    """
+    log = filled(disk)
+    run(log.write_snapshot(RaftIndex(30), b"before"))
+    trim(log, 28)
+    assert log.first_index < 30
+    opened = open_log(disk, SMALL)
+    for path in (snapshot_name(log.commit_index), ".snap"):
+        with unreadable(disk, path):
+            with pytest.raises(OSError, match="bad sector"):
+                open_log(disk, SMALL)
+            with pytest.raises(OSError, match="bad sector"):
+                opened.load_snapshot()
+    with unreadable(disk, snapshot_name(RaftIndex(30))):
+        assert open_log(disk, SMALL).log_start_offset == 28
+
+
+@contextmanager
+def unreadable(disk: SimDisk, path: str) -> Iterator[None]:
+    """Files whose path contains this have a bad sector."""
+    for _ in range(10):
+        disk.fail_next("read", OSError(errno.EIO, "bad sector"), path=path)
+    yield
+    disk.heal()
 
 
 def test_power_cut_at_every_step_of_a_trim() -> None:

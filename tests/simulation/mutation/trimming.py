@@ -59,11 +59,17 @@ MUTANTS = (
         (
             Edit(
                 _HEAD,
-                "elif snapshot is None or snapshot.log_start_offset < first.base_offset:",
-                "elif snapshot is None:",
+                " or (snapshot is not None and snapshot.log_start_offset >= first.base_offset)",
+                " or snapshot is not None",
             ),
         ),
         guard=_STORAGE + "test_a_head_that_nothing_vouches_for_is_corruption",
+    ),
+    Mutant(
+        "trim-unreadable-snapshot",
+        "a log that begins in the middle waits for a snapshot that cannot be read",
+        (Edit(_HEAD, "if unreadable and not _vouches(snapshot, first):", "if False:"),),
+        guard=_STORAGE + "test_a_trimmed_log_waits_for_its_snapshot",
     ),
     Mutant(
         "trim-rest",
