@@ -373,6 +373,10 @@ class Pipeline:
         """An attempt of the partition's present round failed: send again, or give the oldest batch up."""
         now = self._clock()
         if batch is partition.batches[0]:
+            if error.reason == "UNKNOWN_PRODUCER" and not batch.possibly_written and not batch.doubted_since:
+                batch.doubted_since = now  # once: a number 0 cannot be answered so
+                self._renumber(partition, Outcome.REJECTED, error)
+                return
             if error.reason in _DOUBTFUL:
                 batch.doubted_since = batch.doubted_since or now
                 final = now - batch.doubted_since >= _DOUBT_SECONDS
@@ -416,15 +420,21 @@ class Pipeline:
     # ---- outcomes
 
     def _give_up_head(self, partition: PartitionQueue, error: FluxlogError) -> None:
-        """End the oldest batch without an acknowledgement, and go on with those behind it.
-
-        Its sequence stays unused, so the others need a producer id of their own. That is exact: if the head was
-        surely not written, nothing behind it was (it would have been a gap); otherwise those that may have been
-        written share its outcome.
-        """
+        """End the oldest batch without an acknowledgement, and go on with those behind it, whose sequence is broken."""
         head = partition.batches[0]
         outcome = Outcome.UNKNOWN if head.possibly_written else Outcome.REJECTED
         self._finish(partition, head, outcome, error=error)
+        self._renumber(partition, outcome, error)
+
+    def _renumber(self, partition: PartitionQueue, outcome: Outcome, error: FluxlogError) -> None:
+        """Go on under another producer id, with sequence 0: one is not used, or the server has forgotten them.
+
+        That is exact: if the head was surely not written, nothing behind it was (it would have been a gap); otherwise
+        those that may have been written share its outcome.
+
+        Args:
+            outcome: of the head until now: REJECTED or UNKNOWN. When UNKNOWN it was ended.
+        """
         partition.attempt += 1
         partition.sent = partition.sent_bytes = 0
         partition.producer_id, partition.next_sequence = secrets.token_bytes(16), 0

@@ -72,6 +72,11 @@ class FakePartition:
         if not self.log_start <= offset <= end:
             raise FakeError("OFFSET_OUT_OF_RANGE", log_start_offset=str(self.log_start), high_watermark=str(end))
 
+    def forget_producers(self) -> None:
+        """As when too many others have written, or none for long."""
+        self.written.clear()
+        self.next_sequence.clear()
+
     def append(self, batch: record_pb2.RecordBatch, values: list[bytes | None]) -> int:
         """Commit one batch; returns its base offset."""
         base = len(self.values)
@@ -251,6 +256,8 @@ class FakeCluster:
             key = (batch.producer_id, batch.base_sequence)
             duplicate = key in partition.written
             if not duplicate:
+                if batch.base_sequence and batch.producer_id not in partition.next_sequence:
+                    raise FakeError("UNKNOWN_PRODUCER")
                 expected = partition.next_sequence[batch.producer_id]
                 if batch.base_sequence != expected:
                     raise FakeError("OUT_OF_ORDER_SEQUENCE", expected_sequence=str(expected))

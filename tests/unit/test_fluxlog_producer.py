@@ -18,8 +18,12 @@ from fluxlog import (
     RejectedError,
     UnknownOutcomeError,
 )  # fmt: skip
+from fluxlog.addresses import AddressBook
 from fluxlog.codec import Codec
-from tests.unit.fluxlog_fake import FakeCluster, Fault
+from fluxlog.delivery import Batch
+from fluxlog.pipeline import Pipeline
+from fluxlog.v1 import log_pb2
+from tests.unit.fluxlog_fake import FakeCluster, FakeError, Fault
 
 Scene = Callable[[Producer], Awaitable[None]]
 
@@ -345,6 +349,41 @@ def test_a_partition_in_trouble_is_left_out_while_there_are_others_and_tried_aga
     play(cluster, scene, delivery_timeout=0.5, on_retry=lambda _: retried.set())
 
 
+def test_a_producer_that_was_forgotten_begins_anew(cluster: FakeCluster) -> None:
+    """What is sent next is written once and in order, whatever fails beside that."""
+    retries: list[str] = []
+
+    async def scene(producer: Producer) -> None:
+        assert (await producer.send("t", b"before", partition=0)).offset == 0
+        cluster.topics["t"][0].forget_producers()
+        cluster.faults[0].extend([None, None, Fault.NO_QUORUM, None, Fault.BREAK_AFTER])  # type: ignore[list-item]
+        sent = [b"%04d" % number + bytes(500) for number in range(200)]
+        deliveries = [producer.send_nowait("t", value, partition=0) for value in sent]
+        assert [(await delivery).offset for delivery in deliveries] == list(range(1, 201))
+        assert cluster.topics["t"][0].values == [b"before", *sent]
+
+    play(cluster, scene, batch_bytes=4_096, on_retry=lambda retry: retries.append(retry.error.reason))
+    assert "UNKNOWN_PRODUCER" not in retries, "there is no doubt, and nothing to wait for"
+
+
+def test_what_may_have_been_written_is_not_written_again_under_another_producer_id(cluster: FakeCluster) -> None:
+    """Where the server has forgotten meanwhile, nobody can tell."""
+
+    def on_retry(_: object) -> None:
+        cluster.topics["t"][0].forget_producers()
+
+    async def scene(producer: Producer) -> None:
+        assert (await producer.send("t", b"before", partition=0)).offset == 0
+        cluster.faults[0].append(Fault.OUTCOME_UNKNOWN_WRITTEN)
+        with pytest.raises(UnknownOutcomeError) as failure:
+            await producer.send("t", b"once", partition=0)
+        assert failure.value.reason == "UNKNOWN_PRODUCER"
+        assert (await producer.send("t", b"after", partition=0)).offset == 2
+
+    play(cluster, scene, delivery_timeout=0.3, on_retry=on_retry)
+    assert cluster.topics["t"][0].values == [b"before", b"once", b"after"]
+
+
 def test_closing_without_a_flush_gives_every_record_an_outcome(cluster: FakeCluster) -> None:
     async def scene(producer: Producer) -> None:
         await producer.prepare("t")
@@ -403,3 +442,49 @@ def test_what_has_its_outcome_takes_no_memory(cluster: FakeCluster) -> None:
         assert peak < 2_500
 
     play(cluster, scene, batch_bytes=16_384, buffer_bytes=65_536)
+
+
+class NotedStream:
+    """Notes what it was to send."""
+
+    address = "a:1"
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+
+    def send(self, correlation_id: int, request: bytes) -> None:
+        """Queue one."""
+        self.sent.append(correlation_id)
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+
+def test_a_node_that_never_knows_the_producer_is_not_asked_without_a_pause() -> None:
+    """A new producer id is taken once; a node that refuses that, too, is tried again like others, and believed in the
+    end."""
+    now, outcomes, stream = 100.0, list[Outcome](), NotedStream()
+
+    def take_result(batch: Batch) -> None:
+        assert batch.result is not None
+        outcomes.append(batch.result.outcome)
+
+    pipeline = Pipeline(
+        AddressBook([stream.address]), lambda _: stream, on_result=take_result, on_retry=None, clock=lambda: now
+    )
+    pipeline.add(pipeline.partition("t", 0, target=stream.address), Batch([b"x"], None, None, 1, now))
+    pauses = answered = 0
+    while not outcomes:
+        pipeline.advance()
+        if not stream.sent:
+            pauses += 1
+            now = pipeline.deadline
+            continue
+        answer = log_pb2.ProduceStreamResponse(correlation_id=stream.sent.pop())
+        answer.error.CopyFrom(FakeError("UNKNOWN_PRODUCER").message())
+        pipeline.take_answer(stream, answer)
+        answered += 1
+        assert answered < 1_000
+    assert outcomes == [Outcome.REJECTED]
+    assert now >= 104.0
+    assert pauses > 10
