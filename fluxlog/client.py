@@ -168,6 +168,8 @@ class Client:
             response = method(node)(request, timeout=timeout)
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=address) from error
+        except ValueError as error:  # closed meanwhile
+            raise LocalError("CANCELLED", f"{address}: {error}") from error
         self._prefer(address)
         return response
 

@@ -80,12 +80,18 @@ class ProduceStream:
                 return False
         except ValueError:  # the channel was closed
             return False
-        method: grpc.StreamStreamMultiCallable[bytes, log_pb2.ProduceStreamResponse] = self._node.channel.stream_stream(
-            PRODUCE_STREAM, request_serializer=bytes, response_deserializer=log_pb2.ProduceStreamResponse.FromString
-        )
-        with self._lock:
-            if not self._cancelled:
-                self._call = method(self._requests())
+        method: grpc.StreamStreamMultiCallable[bytes, log_pb2.ProduceStreamResponse]
+        try:
+            method = self._node.channel.stream_stream(
+                PRODUCE_STREAM,
+                request_serializer=bytes,
+                response_deserializer=log_pb2.ProduceStreamResponse.FromString,
+            )
+            with self._lock:
+                if not self._cancelled:
+                    self._call = method(self._requests())
+        except ValueError:  # the channel was closed meanwhile
+            return False
         return self._call is not None
 
     def _requests(self) -> Iterator[bytes]:

@@ -6,13 +6,17 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any, cast
 
+import grpc
 import pytest
 
-from fluxlog.client import Client
+from fluxlog.client import Client, Node
 from fluxlog.delivery import BatchResult, Retry
-from fluxlog.errors import FluxlogError, Outcome
+from fluxlog.errors import FluxlogError, LocalError, Outcome
 from fluxlog.sender import Sender
+from fluxlog.stream import ProduceStream
+from fluxlog.v1 import admin_pb2
 from tests.unit.fluxlog_fake import FakeCluster, FakePartition, Fault
 
 START = Callable[..., "Run"]
@@ -268,3 +272,31 @@ def test_a_callback_that_raises_keeps_nobody_waiting(start: START) -> None:
     with pytest.raises(FluxlogError, match="closed"):
         sender.flush()
     sender.close()
+
+
+def test_a_client_that_is_closed_just_before_a_stream_is_opened_breaks_that_stream(start: START) -> None:
+    """Nothing was sent, and it is told at once."""
+    run = start()
+    node = run.client.node(run.cluster.addresses[1])
+
+    def ping(request: admin_pb2.DescribeClusterRequest, timeout: float) -> object:
+        answer = node.admin.DescribeCluster(request, timeout=timeout)
+        run.client.close()
+        return answer
+
+    closing = SimpleNamespace(address=node.address, channel=node.channel, admin=SimpleNamespace(DescribeCluster=ping))
+    broken: queue.SimpleQueue[FluxlogError] = queue.SimpleQueue()
+    ProduceStream(cast(Node, closing), lambda *_: None, lambda _, failure: broken.put(failure))
+    assert broken.get(timeout=20).outcome is Outcome.REJECTED
+
+
+def test_a_call_on_a_client_that_is_closed_just_before_fails_with_an_error_of_the_librarys(start: START) -> None:
+    run = start()
+
+    def method(node: Node) -> grpc.UnaryUnaryMultiCallable[Any, Any]:
+        run.client.close()
+        return node.admin.DescribeCluster
+
+    with pytest.raises(LocalError, match="closed") as failure:
+        run.client.call_node(run.cluster.addresses[1], method, admin_pb2.DescribeClusterRequest())
+    assert failure.value.reason == "CANCELLED"
