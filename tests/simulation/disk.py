@@ -341,9 +341,9 @@ class SimDisk:
     # ---- for tests
 
     def lossy_files(self) -> _Strings:
-        """Names of files in which a failed sync may have left holes."""
-        return [name for directory in self._everything()[0] for name, node in directory.names.items()
-                if isinstance(node, Content) and node.lossy]  # fmt: skip
+        """Names of files in which a failed sync may have left holes, also where they come back by a power cut only."""
+        return [name for directory in self._everything()[0] for names in (directory.names, directory.durable)
+                for name, node in names.items() if isinstance(node, Content) and node.lossy]  # fmt: skip
 
     def durable_bytes(self, path: str) -> bytes | None:
         """What a power cut cannot take from a file; None: its name is not durable."""

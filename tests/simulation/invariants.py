@@ -19,7 +19,7 @@ from fluxd.raft.spec import Role
 from fluxd.storage.copies import COPIES, MARK, REPLACES
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.snapshot import SUFFIX, decode_snapshot
-from fluxd.storage.votes import VoteFile
+from fluxd.storage.votes import HEADER_BYTES, RECORD_BYTES, VoteFile
 from fluxlog.v1 import peer_pb2
 from tests.simulation.disk import SimDisk
 from tests.simulation.node import GROUP, VOTES
@@ -409,7 +409,7 @@ class Invariants:
         cached = self._votes_cache.get(node.node_id)
         if cached is not None and cached[0] == data:
             return cached[1]
-        result = self._parse_votes(data)
+        result = self._parse_votes(data, holes=VOTES in node.disk.lossy_files())
         self._votes_cache[node.node_id] = (data, result)
         term, voted_for = result
         voter = (node.node_id, node.directory_id, term)  # a lost disk's vote is not known to the next one
@@ -417,13 +417,19 @@ class Invariants:
             raise Violation(f"I7: node {node.node_id} voted twice in term {term}")
         return result
 
-    def _parse_votes(self, data: bytes | None) -> tuple[int, NodeId | None]:
+    def _parse_votes(self, data: bytes | None, *, holes: bool) -> tuple[int, NodeId | None]:
+        """A failed sync leaves holes in what it was to sync: what was durable before stands in front of them, and the
+        file counts as damaged for a process that begins then."""
         disk = SimDisk(Random(0))
         disk.set_bytes(VOTES, data or b"")
         try:
             vote = VoteFile.open(disk, VOTES).get(self._group_id, 0)
-        except (VotesMissing, VotesCorrupt):
+        except VotesMissing:
             return 0, None
+        except VotesCorrupt:
+            if not holes or data is None or len(data) <= HEADER_BYTES:
+                return 0, None
+            return self._parse_votes(data[:-RECORD_BYTES], holes=True)
         return (vote.term, vote.voted_for) if vote else (0, None)
 
     def _check_acknowledgement(self, node: Watched, target: NodeId, message: peer_pb2.GroupMessage) -> None:
