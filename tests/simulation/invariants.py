@@ -16,10 +16,11 @@ from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
+from fluxd.storage import votes as vote_file
 from fluxd.storage.copies import COPIES, MARK, REPLACES
 from fluxd.storage.errors import VotesCorrupt, VotesMissing
 from fluxd.storage.snapshot import SUFFIX, decode_snapshot
-from fluxd.storage.votes import HEADER_BYTES, RECORD_BYTES, VoteFile
+from fluxd.storage.votes import VoteFile
 from fluxlog.v1 import peer_pb2
 from tests.simulation.disk import SimDisk
 from tests.simulation.node import GROUP, VOTES
@@ -427,9 +428,9 @@ class Invariants:
         except VotesMissing:
             return 0, None
         except VotesCorrupt:
-            if not holes or data is None or len(data) <= HEADER_BYTES:
+            if not holes or data is None or len(data) <= vote_file.HEADER_BYTES:
                 return 0, None
-            return self._parse_votes(data[:-RECORD_BYTES], holes=True)
+            return self._parse_votes(data[: -vote_file.RECORD_BYTES], holes=True)
         return (vote.term, vote.voted_for) if vote else (0, None)
 
     def _check_acknowledgement(self, node: Watched, target: NodeId, message: peer_pb2.GroupMessage) -> None:
