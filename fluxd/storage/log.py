@@ -320,27 +320,26 @@ class PartitionLog:
             snapshot_index: its index; the log keeps that entry.
 
         Returns:
-            Empty when there is nothing to let go of. A step's OSError leaves files that the next open removes.
+            Empty when there is nothing to let go of. After a step's OSError the next call has all of it done again.
         """
         segments = self._segments.all
         count = removable(segments, log_start_offset, RaftIndex(min(snapshot_index, self.synced_index)))
         while any(segment.file is not None for segment in segments[:count]):  # not synced yet
             count -= 1
-        removed = segments[:count]
-        if not removed:
+        self._size_bytes -= self._segments.let_go(count)
+        let_go = self._segments.let_go_paths
+        if not let_go:
             return []
-        del segments[:count]
-        self._size_bytes -= sum(segment.size for segment in removed)
-        self._segments.forget_window()
         return [
             self._state.make_durable,
-            *(partial(self._fs.remove, segment.path) for segment in removed),
+            *(partial(self._fs.remove, path) for path in let_go),
             partial(self._fs.sync_directory, self._directory),
+            let_go.clear,
         ]
 
-    def removable(self, log_start_offset: Offset, snapshot_index: RaftIndex) -> int:
-        """How many segments could go with a snapshot like that."""
-        return removable(self._segments.all, log_start_offset, snapshot_index)
+    def removable(self, log_start_offset: Offset, snapshot_index: RaftIndex) -> bool:
+        """Whether something could go with a snapshot like that, or went and may still be in the directory."""
+        return bool(self._segments.let_go_paths or removable(self._segments.all, log_start_offset, snapshot_index))
 
     def segment_summaries(self) -> list[SegmentSummary]:
         """All segments in order, as retention looks at them."""

@@ -25,6 +25,8 @@ class Segments:
     def __init__(self, fs: FileSystem, segments: list[Segment]) -> None:
         self.fs = fs
         self.all = segments
+        self.let_go_paths: list[str] = []
+        """Of files that are no more part of the log, and are not known to be removed durably."""
         self._window: dict[int, tuple[Stamp, bytes]] = {}
 
     @property
@@ -59,6 +61,14 @@ class Segments:
             SegmentSummary(segment.base_offset, end, segment.size, segment.last_append_time_ms or time_ms)
             for segment, (end, time_ms) in zip(self.all, ends, strict=True)
         ]
+
+    def let_go(self, count: int) -> int:
+        """Take so many off the head; their bytes."""
+        removed = self.all[:count]
+        del self.all[:count]
+        self.let_go_paths = [*self.let_go_paths, *(segment.path for segment in removed)]
+        self.forget_window()
+        return sum(segment.size for segment in removed)
 
     # ---- terms
 

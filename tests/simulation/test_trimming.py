@@ -11,8 +11,10 @@ from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId, Offset, RaftIndex
 from fluxd.raft.proposal import Committed
 from fluxd.storage.checkpoint import STATE_NAME
+from fluxd.storage.segment import segment_name
+from tests.simulation.disk import SimDisk
 from tests.simulation.lab import Lab, is_append, is_reply
-from tests.simulation.node import GROUP
+from tests.simulation.node import DIRECTORY, GROUP
 
 BIG = bytes(30_000)
 
@@ -33,6 +35,11 @@ def trim(lab: Lab, offset: int, node: int = 1) -> list[FluxError | None]:
     return answers
 
 
+def segment_names(disk: SimDisk) -> list[str]:
+    """In order."""
+    return [name for name in disk.names(DIRECTORY) if name.endswith(".seg")]
+
+
 def trimmed(lab: Lab, offset: int, *nodes: int) -> bool:
     return all(lab[n].log_start_offset == offset and lab[n].log.first_index > 1 for n in nodes)
 
@@ -51,6 +58,18 @@ def test_the_log_start_rises_on_all_replicas_and_segments_go() -> None:
     leader = lab.leader()
     assert leader is not None
     assert lab.commit(leader, b"more").base_offset == 10
+
+
+def test_a_trim_that_failed_is_tried_again() -> None:
+    """Also when nothing else is to go: the disk would fill with what is no more part of the log."""
+    lab = lab_with(10)
+    disk = lab.nodes[NodeId(2)].disk
+    disk.fail_next("remove", OSError(errno.EIO, "bad disk"), path=".seg")
+    trim(lab, 7)
+    lab.until(lambda: trimmed(lab, 7, 1, 2, 3))
+    lab.until(lambda: any("trim_failed" in event for event in lab.nodes[NodeId(2)].events))
+    lab.until(lambda: segment_names(disk)[0] == segment_name(lab[2].log.first_index))
+    assert lab[2].openings == 1 and lab[2].log.first_index > 1
 
 
 def test_the_producer_table_outlives_the_entries() -> None:

@@ -104,6 +104,27 @@ def test_entries_without_records_behind_the_log_start_stay(disk: SimDisk) -> Non
     assert log.stamp_at(log.first_index).record_count
 
 
+@pytest.mark.parametrize("operation", ["write_at", "sync", "remove", "sync_directory"])
+def test_a_trim_that_failed_is_done_again(disk: SimDisk, operation: str) -> None:
+    """Whichever step it was, and also when more is to go by then: no file stays that the log has let go of."""
+    log = filled(disk)
+    log.log_start_offset = Offset(25)
+    run(log.write_snapshot(log.commit_index, b"state"))
+    steps = log.trim_prefix(Offset(12), log.commit_index)
+    disk.fail_next(operation, OSError(errno.EIO, "bad disk"))
+    with pytest.raises(OSError, match="bad disk"):
+        run(steps)
+    assert log.removable(Offset(12), log.commit_index)
+    run(log.trim_prefix(Offset(25), log.commit_index))
+    assert segments(disk)[0] == log.first_index > 13
+    assert log.size_bytes == sum(len(disk.current_bytes(f"{DIRECTORY}/{index:020d}.seg")) for index in segments(disk))
+    assert not log.removable(Offset(25), log.commit_index)
+    assert log.trim_prefix(Offset(25), log.commit_index) == []
+    first_index = log.first_index
+    disk.power_cut(Keep.NOTHING)
+    assert segments(disk)[0] == first_index
+
+
 def test_what_is_not_synced_stays(disk: SimDisk) -> None:
     """A segment whose end no finished sync covers is kept whatever the log start."""
     log = create_log(disk, SMALL)

@@ -9,6 +9,7 @@ _GROUP = "fluxd/raft/group.py"
 _LEADING = "fluxd/raft/leading.py"
 _HEAD = "fluxd/storage/head.py"
 _LOG = "fluxd/storage/log.py"
+_SEGMENTS = "fluxd/storage/segments.py"
 _LOG_TRIMMING = "fluxd/broker/log_trimming.py"
 _STATE_CHUNKS = "fluxd/core/state_chunks.py"
 _RECOVERY = "fluxd/storage/recovery.py"
@@ -52,6 +53,18 @@ MUTANTS = (
         "the sync mark is durable before a segment goes",
         (Edit(_LOG, "            self._state.make_durable,\n", ""),),
         guard=_STORAGE + "test_the_durable_mark_names_no_segment_that_went",
+    ),
+    Mutant(
+        "trim-again",
+        "a trim that failed is done again",
+        (Edit(_SEGMENTS, "[*self.let_go_paths, *(segment.path for segment in removed)]", "[s.path for s in removed]"),),
+        guard=_STORAGE + "test_a_trim_that_failed_is_done_again",
+    ),
+    Mutant(
+        "trim-asks-again",
+        "a trim that failed is not forgotten when nothing else is to go",
+        (Edit(_LOG, "bool(self._segments.let_go_paths or removable(", "bool(removable("),),
+        guard=_TRIMMING + "test_a_trim_that_failed_is_tried_again",
     ),
     Mutant(
         "trim-head",
