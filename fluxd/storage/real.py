@@ -52,7 +52,8 @@ class RealFile:
 
     def append(self, *buffers: bytes | memoryview) -> int:
         """Write all buffers at the end, in order; returns the size before them."""
-        with self._changing() as fd:
+        with self._lock:  # without `_changing`: this is the hot path
+            fd = self._descriptor()
             self._writes += 1
             before = self._size
             try:
@@ -60,7 +61,8 @@ class RealFile:
                 written = os.pwrite(fd, buffers[0], before) if len(buffers) == 1 else 0
                 if written != total:
                     self._write_all(fd, b"".join(buffers), written)
-            except OSError:
+            except OSError as error:
+                self._name(error)
                 os.ftruncate(fd, before)
                 raise
             self._size = before + total
