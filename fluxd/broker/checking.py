@@ -6,7 +6,9 @@ replica, which is then copied anew by itself, as if the scrub had found it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 from fluxd.broker.currency import Calls
 from fluxd.broker.routes import Route, Routes
@@ -19,6 +21,8 @@ from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
 from fluxd.storage.scrub import Verified
 from fluxlog.v1 import admin_pb2
+
+T = TypeVar("T")
 
 CHECK_REPLICA = "/fluxlog.v1.Admin/CheckReplica"
 _HOP_TIMEOUT = 30.0
@@ -95,7 +99,7 @@ class CheckingReplicas:
         scrub, end_index = group.log.scrub, RaftIndex(out.commit_index)
         at = Verified()
         if group.log.first_index <= behind <= end_index:
-            at = await self._reactor.read(lambda: scrub.behind(behind))
+            at = await self._read_unless_trimmed(group, lambda: scrub.behind(behind)) or at
         while out.verified_bytes < limits.CHECK_BYTES_MAX:
             piece = scrub.next_piece(at, end_index=end_index, max_bytes=limits.SCRUB_PIECE_BYTES)
             if piece is None:
@@ -112,6 +116,15 @@ class CheckingReplicas:
                 group.read_again(piece.segment)
         out.verified_index = at.last.raft_index if at.last is not None else 0
 
+    async def _read_unless_trimmed(self, group: Group, read: Callable[[], T]) -> T | None:
+        """None: what was to be read went meanwhile."""
+        try:
+            return await self._reactor.read(read)
+        except (CorruptDataError, OSError) as error:
+            if group.log.scrub.was_trimmed(error):
+                return None
+            raise
+
     async def _add_checksums(self, group: Group, wanted: list[int], out: admin_pb2.CheckReplicaResponse) -> None:
         """As they are known, without reading, of the ends of segments."""
         log, commit_index = group.log, RaftIndex(out.commit_index)
@@ -123,7 +136,10 @@ class CheckingReplicas:
             if index in ends:
                 offset, checksum = ends[RaftIndex(index)]
             elif log.first_index <= index <= commit_index:
-                stamp = await self._reactor.read(lambda index=index: log.scrub.verified_stamp(RaftIndex(index)))  # type: ignore[misc]
+                read = partial(log.scrub.verified_stamp, RaftIndex(index))
+                stamp = await self._read_unless_trimmed(group, read)
+                if stamp is None:
+                    continue
                 offset, checksum = stamp.next_offset, stamp.checksum
             else:
                 continue

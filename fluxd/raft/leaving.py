@@ -74,9 +74,9 @@ class Leaving:
         self._damaged: dict[GroupId, _Damaged] = {}
 
     def read_failed(self, group: Group, error: BaseException) -> None:
-        """Committed entries of a replica that takes part could not be read."""
+        """Committed entries of a replica that takes part could not be read: no damage, if they were trimmed since."""
         known = self._damaged.get(group.group_id)
-        if not is_damage(error) or (known is not None and known.group is group):
+        if not is_damage(error) or group.log.scrub.was_trimmed(error) or (known is not None and known.group is group):
             return
         damaged = _Damaged(group, f"its log is damaged: {error}", group.log.scrub.segment_of(error))
         group.why = damaged.why

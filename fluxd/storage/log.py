@@ -435,8 +435,7 @@ class PartitionLog:
         frames = self._tail.frames(index, max_bytes, end_index)
         if frames:
             return frames
-        number = self._segments.number_by_index(index)
-        segment, following = self._segments.all[number], self._segments.following(number)
+        segment, following = self._segments.holder(index)
         return partial(read_entries, self._fs, segment, following, index, max_bytes, end_index, segment.size)
 
     def snapshot_file(self) -> Callable[[], tuple[RaftIndex, bytes]]:

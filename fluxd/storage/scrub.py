@@ -8,6 +8,7 @@ damage: `LogScrub.is_gone` says so.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +20,7 @@ from fluxd.core.types import Offset, RaftIndex
 from fluxd.storage.beside import BesideLog
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import BadFrame, breach, faults_of, walk_frames
+from fluxd.storage.segment import SUFFIX, parse_segment_name
 from fluxd.storage.segments import Segments
 
 
@@ -108,6 +110,12 @@ class LogScrub:
     def segment_of(self, error: BaseException) -> RaftIndex | None:
         """First index of the segment that an error names; None: it names none of this log's."""
         return next((there.first_index for there in self._segments.all if there.path in str(error)), None)
+
+    def was_trimmed(self, error: BaseException) -> bool:
+        """A read failed since the segment that it names is no more part of the log: nothing is wrong."""
+        directory = self._segments.all[0].path.rpartition("/")[0]
+        names = re.findall(rf"{re.escape(directory)}/([^/'\"]+{re.escape(SUFFIX)})", str(error))
+        return any((index := parse_segment_name(name)) is not None and self.is_gone(index) for name in names)
 
     def segment_ends(self, end_index: RaftIndex) -> dict[RaftIndex, tuple[Offset, int]]:
         """Last entries of the segments that end at or before an entry, ascending: (offset behind it, checksum), as the

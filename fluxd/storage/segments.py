@@ -3,6 +3,7 @@ files."""
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,13 +15,17 @@ from fluxd.core.retention import SegmentSummary
 from fluxd.core.types import Offset, RaftIndex, Term
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.frames import faults_of, walk_frames, walk_headers
-from fluxd.storage.segment import Segment
+from fluxd.storage.segment import Segment, segment_name
 
 _WINDOW_BYTES = 256 * limits.KIB
 
 
 class Segments:
-    """At least one segment; the last is the active one."""
+    """At least one segment; the last is the active one.
+
+    Attributes:
+        all: another list whenever the head goes, so that another thread that has taken it once may count in it.
+    """
 
     def __init__(self, fs: FileSystem, segments: list[Segment]) -> None:
         self.fs = fs
@@ -39,6 +44,19 @@ class Segments:
         if index >= self.all[-1].first_index:
             return len(self.all) - 1
         return bisect_right(self.all, index, key=lambda segment: segment.first_index) - 1
+
+    def holder(self, index: RaftIndex) -> tuple[Segment, Stamp | None]:
+        """The segment that holds an entry, and the first stamp of the next one. Safe in any thread.
+
+        Raises:
+            FileNotFoundError: it was trimmed.
+        """
+        segments = self.all
+        number = bisect_right(segments, index, key=lambda segment: segment.first_index)
+        if number == 0:
+            directory = segments[0].path.rpartition("/")[0]
+            raise FileNotFoundError(errno.ENOENT, f"entry {index} was trimmed", f"{directory}/{segment_name(index)}")
+        return segments[number - 1], segments[number].first if number < len(segments) else None
 
     def by_offset(self, offset: Offset) -> tuple[Segment, Stamp | None]:
         """The segment that holds a record's entry, and the first stamp of the next one."""
@@ -64,8 +82,7 @@ class Segments:
 
     def let_go(self, count: int) -> int:
         """Take so many off the head; their bytes."""
-        removed = self.all[:count]
-        del self.all[:count]
+        removed, self.all = self.all[:count], self.all[count:]
         self.let_go_paths = [*self.let_go_paths, *(segment.path for segment in removed)]
         self.forget_window()
         return sum(segment.size for segment in removed)
@@ -95,10 +112,9 @@ class Segments:
     # ---- entries from files
 
     def position_of(self, index: RaftIndex) -> tuple[Segment, int]:
-        """Segment and position of an entry. Blocks."""
-        number = self.number_by_index(index)
-        segment = self.all[number]
-        start = segment.load_index(self.fs, self.following(number)).position_by_index(index)
+        """Segment and position of an entry. Blocks; safe in any thread."""
+        segment, following = self.holder(index)
+        start = segment.load_index(self.fs, following).position_by_index(index)
         with closing(self.fs.open(segment.path)) as file, faults_of(segment.path):
             for position, stamp in walk_headers(file, start, segment.size):
                 if stamp.raft_index == index:

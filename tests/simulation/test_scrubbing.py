@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+import pytest
+
 from fluxd.core.types import NodeId, RaftIndex
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.scrubbing import Scrubber
@@ -272,3 +274,21 @@ def test_a_trimmed_segment_is_no_damage() -> None:
     lab.run(5)
     assert lab[3].log.scrub.is_gone(piece.segment)
     assert not damaged(lab, 3)()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_read_of_a_trimmed_segment_is_no_damage(number: int) -> None:
+    """Of a leader and of a follower: it was asked for before the segment went, and failed after that."""
+    lab = lab_with(6)
+    log = lab[number].log
+    piece = log.scrub.next_piece(Verified(), end_index=lab[number].commit_index, max_bytes=1)
+    assert piece is not None
+    lab[1].trim(lab[1].high_watermark, lambda error: None)
+    lab.until(lambda: log.first_index > RaftIndex(1))
+    lab.run(1)
+    with pytest.raises(FileNotFoundError) as raised:
+        piece.read()
+    lab[number].read_failed(raised.value)
+    lab.run(8)
+    assert not damaged(lab, number)()
+    assert takes_part(lab, number) and lab[number].log is log

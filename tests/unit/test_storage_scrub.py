@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 
 import pytest
 
-from fluxd.core.entry import HEADER_BYTES
+from fluxd.core.entry import HEADER_BYTES, Stamp
 from fluxd.core.errors import CorruptDataError
 from fluxd.core.types import Offset, RaftIndex
 from fluxd.storage.errors import is_damage
+from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.index import SegmentIndex
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.scrub import Verified
+from fluxd.storage.segment import Segment
 from tests.simulation.disk import SimDisk
-from tests.storage_kit import DIRECTORY, append, create_log, open_log, read_all, sync
+from tests.storage_kit import DIRECTORY, append, create_log, open_log, read_all, run, sync
 
 SEGMENT_BYTES = 600
 FIRST = f"{DIRECTORY}/{1:020d}.seg"
@@ -45,6 +49,77 @@ def scrub(
     while piece := log.scrub.next_piece(at, end_index=end, max_bytes=max_bytes, closed_only=closed_only):
         at = piece.read()
     return at
+
+
+def trim(log: PartitionLog, offset: int) -> None:
+    """Of a log whose entries are all committed."""
+    log.commit_index, log.log_start_offset = log.last_index, Offset(offset)
+    run(log.write_snapshot(log.last_index, b""))
+    run(log.trim_prefix(log.log_start_offset, log.last_index))
+
+
+READS: dict[str, Callable[[PartitionLog], object]] = {
+    "copy": lambda log: log.plan_entries(RaftIndex(2), max_bytes=1 << 20, end_index=log.last_index),
+    "time": lambda log: lambda: log.find_time(1, log.last_index),
+    "entry": lambda log: lambda: log.scrub.verified_stamp(RaftIndex(2)),
+    "behind": lambda log: lambda: log.scrub.behind(RaftIndex(2)),
+}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_what_was_trimmed_meanwhile_is_no_damage(
+    disk: SimDisk, monkeypatch: pytest.MonkeyPatch, read: Callable[[PartitionLog], object], begun: bool
+) -> None:
+    """Of a read in another thread: before it began, or between looking up where to read and reading."""
+    log = filled(disk)
+    plan, load_index = read(log), Segment.load_index
+    assert callable(plan)
+    if begun:
+
+        def load_then_trim(segment: Segment, fs: FileSystem, following: Stamp | None) -> SegmentIndex:
+            index = load_index(segment, fs, following)
+            monkeypatch.undo()
+            trim(log, 12)
+            return index
+
+        monkeypatch.setattr(Segment, "load_index", load_then_trim)
+    else:
+        trim(log, 12)
+    try:
+        plan()
+    except OSError as error:
+        assert log.scrub.was_trimmed(error)
+    else:
+        assert not begun and read is READS["time"]
+    assert log.first_index > 2
+
+
+def test_damage_of_what_is_there_was_not_trimmed(disk: SimDisk) -> None:
+    """Neither is an error that names no segment, or another log's."""
+    log = filled(disk)
+    trim(log, 12)
+    there, gone = f"{DIRECTORY}/{log.first_index:020d}.seg", f"{DIRECTORY}/{1:020d}.seg"
+    assert not log.scrub.was_trimmed(CorruptDataError(f"{there}: position 0: bad"))
+    assert not log.scrub.was_trimmed(OSError(errno.EIO, "bad disk", f"{DIRECTORY}/state"))
+    assert not log.scrub.was_trimmed(OSError(errno.EIO, "bad disk", "partitions/another-0/00000000000000000001.seg"))
+    assert log.scrub.was_trimmed(CorruptDataError(f"{gone}: position 0: bad"))
+
+
+def test_an_entry_is_looked_up_while_the_head_goes(disk: SimDisk) -> None:
+    """The loop takes segments off in the middle of it."""
+    log = filled(disk)
+
+    class Meanwhile(int):
+        def __lt__(self, other: int) -> bool:
+            if log.first_index == 1:
+                trim(log, 12)
+            return int(self) < other
+
+    segment, following = log._segments.holder(RaftIndex(Meanwhile(17)))
+    assert log.first_index > 1
+    assert following is not None
+    assert segment.first_index <= 17 < following.raft_index
 
 
 @pytest.mark.parametrize("max_bytes", [1, 150, 1 << 20])

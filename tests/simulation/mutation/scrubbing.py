@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.simulation.mutation.mutant import Edit, Mutant
 
 _SCRUB = "fluxd/storage/scrub.py"
+_SEGMENTS = "fluxd/storage/segments.py"
+_CHECKING = "fluxd/broker/checking.py"
 _READER = "fluxd/storage/reader.py"
 _LEADING = "fluxd/raft/leading.py"
 _LEAVING = "fluxd/raft/leaving.py"
@@ -31,6 +33,36 @@ MUTANTS = (
         "the scrub reads what is committed, and no further",
         (Edit(_SCRUB, "following.raft_index - 1 > end_index", "False"),),
         guard=_UNIT + "test_the_segment_that_is_written_can_be_left_out",
+    ),
+    Mutant(
+        "scrub-read-trimmed",
+        "a read that failed since its segment was trimmed is no damage",
+        (Edit(_LEAVING, " or group.log.scrub.was_trimmed(error) or", " or"),),
+        guard=_TESTS + "test_a_read_of_a_trimmed_segment_is_no_damage",
+    ),
+    Mutant(
+        "scrub-look-up",
+        "a segment is looked up in one list, also when the head goes meanwhile",
+        (
+            Edit(
+                _SEGMENTS,
+                "removed, self.all = self.all[:count], self.all[count:]",
+                "removed = self.all[:count]\n        del self.all[:count]",
+            ),
+        ),
+        guard=_UNIT + "test_an_entry_is_looked_up_while_the_head_goes",
+    ),
+    Mutant(
+        "scrub-look-up-trimmed",
+        "an entry before the head is not looked for in another segment",
+        (Edit(_SEGMENTS, "        if number == 0:\n", "        if False:\n"),),
+        guard=_UNIT + "test_what_was_trimmed_meanwhile_is_no_damage",
+    ),
+    Mutant(
+        "check-trimmed",
+        "what was trimmed during a comparison of replicas is no damage",
+        (Edit(_CHECKING, "if group.log.scrub.was_trimmed(error):", "if False:"),),
+        guard="tests/unit/test_checking.py::test_what_is_trimmed_meanwhile_is_no_damage",
     ),
     Mutant(
         "scrub-damage-trimmed",
