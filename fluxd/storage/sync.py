@@ -140,10 +140,10 @@ class LogSync:
         """
         if self._job is not None:
             self._job.void = True
-        if self.mark.index > end.index:
-            self.mark = end
+        mark = end if self.mark.index > end.index else self.mark
         assert self._state.state is not None
-        self._state.write_synced(State(self.mark, self._state.state.checkpoint))
+        self._state.write_synced(State(mark, self._state.state.checkpoint))
+        self.mark = mark  # not before: whoever opens the log again after an error cuts it behind this mark
 
     def removed(self, segment: Segment) -> None:
         """It is no more part of the log."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -12,7 +13,7 @@ from fluxd.core.types import RaftIndex
 from fluxd.storage.errors import LogCorrupt
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.sync import Synced
-from tests.simulation.disk import Keep, Sickness, SimDisk
+from tests.simulation.disk import Keep, PowerCut, Sickness, SimDisk
 from tests.storage_kit import DIRECTORY, GROUP, append, create_log, frames_of, open_log, run, sync
 
 SMALL = 300
@@ -112,6 +113,30 @@ def test_a_segment_that_a_truncation_removed_does_not_fail_the_sync_that_had_it(
     log.finish_sync(job, RaftIndex(1))
     sync(log)
     assert log.synced_index == log.last_index == 2
+
+
+@pytest.mark.parametrize("operations", range(12))
+@pytest.mark.parametrize("keep", [Keep.NOTHING, Keep.EVERYTHING])
+def test_a_truncation_whose_mark_could_not_be_written(operations: int, keep: Keep) -> None:
+    """It has not begun, so nothing is cut when the log is opened again, whenever the power fails meanwhile: the mark on
+    the disk may still be the old one.
+    """
+    disk = SimDisk(random.Random(1))
+    log = create_log(disk)
+    for _ in range(4):
+        append(log)
+    sync(log)
+    frames = frames_of(log)
+    disk.fail_next("sync", OSError(errno.EIO, "bad disk"), path="state")
+    with pytest.raises(OSError, match="bad disk"):
+        log.truncate_suffix(RaftIndex(3))
+    synced = log.synced
+    log.close()
+    disk.cut_after(operations)
+    with suppress(PowerCut):
+        assert frames_of(_open_after(disk, synced)) == frames
+    disk.power_cut(keep)
+    assert frames_of(open_log(disk)) == frames
 
 
 @pytest.mark.parametrize("seed", range(30))

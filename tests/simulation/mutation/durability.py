@@ -163,6 +163,12 @@ MUTANTS = (
         guard="tests/unit/test_storage_errors.py::"
         "test_a_segment_that_a_truncation_removed_does_not_fail_the_sync_that_had_it",
     ),
+    Mutant(
+        "c5-mark-not-fallen",
+        "C5 a truncation whose mark could not be written has not begun",
+        (Edit(_SYNC, "mark = end if self", "mark = self.mark = end if self"),),
+        guard="tests/unit/test_storage_errors.py::test_a_truncation_whose_mark_could_not_be_written",
+    ),
     # ------------------------------------------------------------------ the state file, between the loop and threads
     Mutant(
         "c5-state-waits",
