@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from fluxctl.batching import InterruptedProducing, LineBatcher
 from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode
+from fluxctl.failed_lines import FailedLines
 from fluxctl.interrupts import Interrupts
 from fluxctl.lines import read_lines
 from fluxctl.output import Output, OutputFormat, emit, milliseconds, plural, size, table
@@ -77,7 +78,10 @@ def produce(
     session = session_of(context)
     chosen = _codec_of(codec)
     descriptor, total = _open(file)
-    tally = Tally(failed_file)
+    failed_lines = FailedLines(failed_file) if failed_file is not None else None
+    if failed_lines is not None:
+        failed_lines.check(descriptor)
+    tally = Tally(failed_lines)
     notes = _RetryNotes(session)
     with session.client() as client:
         route = route_of(Admin(client), topic)
@@ -97,8 +101,9 @@ def produce(
                 _pump(run, descriptor, total)
         finally:
             sender.close()
-    written = tally.close()
-    _report(run, output, written, acks_summary=acks_summary)
+    files = failed_lines.close() if failed_lines is not None else ([], [])
+    _report(run, output, acks_summary=acks_summary)
+    _tell_files(session, *files)
     if run.interrupts.requested:
         raise typer.Exit(ExitCode.INTERRUPTED)
     raise typer.Exit(tally.exit_code)
@@ -203,7 +208,7 @@ class _Advance:
             self._bar.update(self._task, advance=read_bytes, lines=acknowledged)
 
 
-def _report(run: _Run, output: OutputFormat, written: list[Path], *, acks_summary: bool) -> None:
+def _report(run: _Run, output: OutputFormat, *, acks_summary: bool) -> None:
     tally, seconds = run.tally, time.monotonic() - run.began
     if output is not OutputFormat.TABLE:
         emit(_report_data(run, seconds), output)
@@ -235,10 +240,15 @@ def _report(run: _Run, output: OutputFormat, written: list[Path], *, acks_summar
             markup=False,
             style="red",
         )
-    for path in written:
-        run.session.err.print(f"failed lines are in {path} ({size(path.stat().st_size)})", markup=False)
     if run.interrupts.requested:
         run.session.err.print(f"input after line {run.batcher.lines} was not sent", markup=False)
+
+
+def _tell_files(session: Session, written: list[Path], problems: list[str]) -> None:
+    for path in written:
+        session.err.print(f"failed lines are in {path} ({size(path.stat().st_size)})", markup=False)
+    for problem in problems:
+        session.err.print(problem, markup=False, style="red")
 
 
 def _report_data(run: _Run, seconds: float) -> dict[str, object]:

@@ -6,10 +6,9 @@ import threading
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
 
 from fluxctl.exits import ExitCode, exit_code_of
+from fluxctl.failed_lines import FailedLines
 from fluxlog.delivery import BatchResult
 from fluxlog.errors import Outcome
 
@@ -53,15 +52,14 @@ class Tally:
     """Outcomes of lines. `note` is called on the sender's thread, everything else after the end.
 
     Args:
-        failed_file: rejected lines are written there as they were read; unknown ones to the same name with ".unknown".
+        failed_lines: keeps the lines themselves; closed by whom it belongs to.
     """
 
-    def __init__(self, failed_file: Path | None = None) -> None:
+    def __init__(self, failed_lines: FailedLines | None = None) -> None:
         self.partitions: dict[int, PartitionTally] = {}
         self.failures: dict[tuple[Outcome, str], Failure] = {}
         self.acknowledged = 0
-        self._failed_file = failed_file
-        self._files: dict[Outcome, BinaryIO] = {}
+        self._failed_lines = failed_lines
         self._lock = threading.Lock()
 
     def note(self, result: BatchResult) -> None:
@@ -91,12 +89,6 @@ class Tally:
         """0, 3 or 4."""
         return exit_code_of({failure.outcome for failure in self.failures.values()})
 
-    def close(self) -> list[Path]:
-        """Close the files of failed lines; returns which were written."""
-        for file in self._files.values():
-            file.close()
-        return [Path(file.name) for file in self._files.values()]
-
     def _note_committed(self, result: BatchResult) -> None:
         partition = self.partitions.setdefault(result.partition, PartitionTally())
         if partition.first_offset < 0:
@@ -112,14 +104,8 @@ class Tally:
     def _fail(self, outcome: Outcome, reason: str, message: str, numbers: list[int], lines: list[bytes]) -> None:
         failure = self.failures.setdefault((outcome, reason), Failure(outcome, reason, message))
         failure.numbers.extend(numbers)
-        if self._failed_file is None:
-            return
-        if outcome not in self._files:
-            path = self._failed_file
-            if outcome is Outcome.UNKNOWN:
-                path = path.with_name(path.name + ".unknown")
-            self._files[outcome] = path.open("wb")
-        self._files[outcome].writelines(line + b"\n" for line in lines)
+        if self._failed_lines is not None:
+            self._failed_lines.keep(outcome, lines)
 
 
 def line_ranges(numbers: Iterable[int]) -> str:

@@ -127,6 +127,40 @@ def test_rejected_lines_are_named_kept_and_3(cluster: FakeCluster, tmp_path: Pat
     assert cluster.topics["t"][0].values == lines[4:]
 
 
+@pytest.mark.parametrize("suffix", ["", ".unknown"])
+def test_the_input_is_not_emptied_as_the_file_of_failed_lines(
+    cluster: FakeCluster, tmp_path: Path, suffix: str
+) -> None:
+    cluster.create("t")
+    cluster.faults[0].extend([Fault.INVALID_ARGUMENT])
+    source = Path(lines_file(tmp_path, [b"a", b"b"]))
+    (tmp_path / f"other{suffix}").hardlink_to(source)
+    result = run(cluster, "produce", "t", str(source), "--failed-file", str(tmp_path / "other"))
+    assert result.exit_code == 1
+    assert "is the input" in result.stderr
+    assert source.read_bytes() == b"a\nb\n"
+    assert cluster.topics["t"][0].values == []
+
+
+def test_a_file_of_failed_lines_that_cannot_be_made_is_refused_before_anything_is_sent(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    cluster.create("t")
+    result = run(cluster, "produce", "t", lines_file(tmp_path, [b"a"]), "--failed-file", str(tmp_path / "none" / "f"))
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
+    assert cluster.topics["t"][0].values == []
+
+
+def test_an_earlier_file_of_failed_lines_stays_while_nothing_fails(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.create("t")
+    (tmp_path / "failed").write_bytes(b"before\n")
+    arguments = ("produce", "t", lines_file(tmp_path, [b"a"]), "--failed-file", str(tmp_path / "failed"))
+    assert run(cluster, *arguments).exit_code == 0
+    assert (tmp_path / "failed").read_bytes() == b"before\n"
+    assert not (tmp_path / "failed.unknown").exists()
+
+
 def test_unknown_lines_are_4_and_retries_are_seen(cluster: FakeCluster, tmp_path: Path) -> None:
     cluster.create("t")
     cluster.faults[0].extend([Fault.OUTCOME_UNKNOWN_NOT_WRITTEN, *[Fault.NO_QUORUM] * 100_000])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fluxctl.demo_ledger import Ledger
 from fluxctl.exits import ExitCode
+from fluxctl.failed_lines import FailedLines
 from fluxctl.impact import impact_of
 from fluxctl.tally import SentLines, Tally
 from fluxlog.delivery import BatchResult
@@ -66,16 +67,37 @@ def test_an_unknown_write_that_turns_up_is_no_duplicate() -> None:
 
 def test_the_tally_names_what_failed_and_keeps_its_lines(tmp_path: Path) -> None:
     """Rejected lines can be sent again; unknown ones are apart, since they may be there already."""
-    tally = Tally(tmp_path / "failed")
+    failed_lines = FailedLines(tmp_path / "failed")
+    tally = Tally(failed_lines)
     for outcome, number in ((Outcome.COMMITTED, 1), (Outcome.REJECTED, 2), (Outcome.UNKNOWN, 3)):
         context = SentLines([number], [b"line %d" % number])
         error = FluxlogError("NO_QUORUM", "nobody there", outcome=outcome)
         tally.note(BatchResult(0, outcome, 1, context=context, base_offset=5, error=error))
     assert [tally.count(outcome) for outcome in Outcome] == [1, 1, 1]
     assert tally.exit_code is ExitCode.UNKNOWN
-    tally.close()
+    assert failed_lines.close() == ([tmp_path / "failed", tmp_path / "failed.unknown"], [])
     assert (tmp_path / "failed").read_bytes() == b"line 2\n"
     assert (tmp_path / "failed.unknown").read_bytes() == b"line 3\n"
+
+
+def test_lines_are_counted_although_their_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "failed").mkdir()
+    failed_lines = FailedLines(tmp_path / "failed")
+    tally = Tally(failed_lines)
+    for number in (1, 2):
+        tally.refuse("BATCH_TOO_LARGE", "too long", [number], [b"line"])
+    assert tally.count(Outcome.REJECTED) == 2
+    written, (problem,) = failed_lines.close()
+    assert written == []
+    assert problem.startswith(f"{tmp_path / 'failed'} could not be written")
+
+
+def test_a_file_of_failed_lines_on_a_full_disk_is_told_when_it_is_closed() -> None:
+    failed_lines = FailedLines(Path("/dev/full"))
+    failed_lines.keep(Outcome.REJECTED, [b"line"])
+    written, (problem,) = failed_lines.close()
+    assert written == []
+    assert "No space left" in problem
 
 
 def _topic(
