@@ -1,6 +1,7 @@
 """A local cluster: real fluxd processes on loopback, and the file that remembers them.
 
 DIR/cluster.json     node ids, addresses, process ids with their start times
+DIR/cluster.lock     held by whoever changes that file
 DIR/cluster.secret   what the nodes prove to each other (mode 0600)
 DIR/node-N/          data directory of node N
 DIR/logs/node-N.log  what it writes to stdout and stderr
@@ -8,6 +9,7 @@ DIR/logs/node-N.log  what it writes to stdout and stderr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -16,6 +18,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +32,7 @@ BASE_PORT_DEFAULT = 9101
 STOP_TIMEOUT = 15.0
 _STATE_FILE = "cluster.json"
 _SECRET_FILE = "cluster.secret"
+_LOCK_FILE = "cluster.lock"
 _HOST = "127.0.0.1"
 _LOG_TAIL_BYTES = 4_000
 
@@ -102,13 +107,17 @@ class LocalCluster:
             ports = free_ports(node_count)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "logs").mkdir(exist_ok=True)
-        secret = directory / _SECRET_FILE
-        if not secret.exists():
-            with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
-        nodes = {number: LocalNode(number, f"{_HOST}:{port}") for number, port in enumerate(ports, start=1)}
-        cluster = cls(directory, nodes)
-        cluster.save()
+        with _alone(directory):
+            made = cls.load(directory)
+            if made is not None:  # by somebody else, meanwhile
+                return made
+            secret = directory / _SECRET_FILE
+            if not secret.exists():
+                with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    file.write(secrets.token_hex(32) + "\n")
+            nodes = {number: LocalNode(number, f"{_HOST}:{port}") for number, port in enumerate(ports, start=1)}
+            cluster = cls(directory, nodes)
+            cluster.save()
         return cluster
 
     @property
@@ -162,11 +171,24 @@ class LocalCluster:
         Raises:
             CommandError: the process could not be started.
         """
-        node = self.node(node_id)
-        if node.running:
-            if quiet_if_running:
-                return False
-            raise CommandError(f"node {node_id} runs already")
+        with _alone(self.directory):
+            self._read_again()
+            if not self.node(node_id).running:
+                self._start(self.node(node_id))
+                return True
+        if quiet_if_running:
+            return False
+        raise CommandError(f"node {node_id} runs already")
+
+    def _read_again(self) -> None:
+        """Another command may have started nodes meanwhile: what is written is to name their processes, too."""
+        now = LocalCluster.load(self.directory)
+        for node_id, node in now.nodes.items() if now is not None else ():
+            if node_id in self.nodes:
+                self.nodes[node_id].process = node.process
+
+    def _start(self, node: LocalNode) -> None:
+        node_id = node.node_id
         seeds = ",".join(f"{other.node_id}@{other.address}" for other in self.nodes.values())
         command = [
             sys.executable, "-m", "fluxd", "serve",
@@ -188,7 +210,6 @@ class LocalCluster:
         self.save()
         if node.process is None:
             raise CommandError(f"node {node_id} ended at once: {self.last_words(node_id)}")
-        return True
 
     def kill(self, node_id: int, number: signal.Signals = signal.SIGKILL) -> bool:
         """Signal a node's process; False when it does not run."""
@@ -226,6 +247,14 @@ class LocalCluster:
         except OSError:
             lines = []
         return lines[-1] if lines else f"nothing in {self.log_path(node_id)}"
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One command at a time changes the state file."""
+    with open(directory / _LOCK_FILE, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _is_free(port: int) -> bool:

@@ -136,7 +136,7 @@ class Admin:
             before_offset: the first one to keep, at most the high watermark. For a time see `offsets.offsets_at`.
 
         Raises:
-            FluxlogError: OFFSET_OUT_OF_RANGE; REPLICA_OFFLINE while a replica lacks records before it.
+            FluxlogError: OFFSET_OUT_OF_RANGE.
         """
         request = admin_pb2.DeleteRecordsRequest(topic=topic, partition=partition, before_offset=before_offset)
         return self._client.call(lambda node: node.admin.DeleteRecords, request, patience=self._patience)

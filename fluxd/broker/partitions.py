@@ -187,9 +187,12 @@ class Partitions:
             self._open(self._opening.popleft())
 
     def _open(self, group_id: GroupId) -> None:
+        if group_id in self._host.groups or group_id in self._in_progress:
+            return  # asked for twice
         topic = self._image.topics.get(group_id.topic_id)
-        if topic is None or group_id in self._host.groups or group_id in self._in_progress:
-            return  # deleted while it waited, or asked for twice
+        if topic is None:  # deleted while it waited
+            self._remove_soon(group_id.directory_name)
+            return
         partition = topic.partitions[group_id.partition]
         bound = partition.directory_of(self._view.local.node_id)
         assert bound is not None, "only this node's own replicas are queued"

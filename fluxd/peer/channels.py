@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from fluxd.config import split_address
@@ -124,12 +125,16 @@ async def say_hello(
         timeout=timeout_s,
     )
     try:
-        answer = peer_pb2.HelloResponse.FromString(await call)
+        data = await call
         trailers = {key: value for key, value in await call.trailing_metadata() or () if isinstance(value, str)}
     except aio.AioRpcError as error:
         raise error_of(error) from None
     if not verify_answer(secret, trailers.get(PROOF_KEY, ""), caller.nonce, peer):
         raise FluxError(Reason.UNAUTHENTICATED, f"node {peer} did not prove that it knows the cluster secret")
+    try:
+        answer = peer_pb2.HelloResponse.FromString(data)
+    except DecodeError as error:
+        raise PeerUnreachable(f"node {peer} answered what cannot be read: {error}") from None
     if answer.cluster_id and me.cluster_id and answer.cluster_id != me.cluster_id:
         raise FluxError(
             Reason.WRONG_CLUSTER, f"node {peer} belongs to cluster {answer.cluster_id}, this node to {me.cluster_id}"

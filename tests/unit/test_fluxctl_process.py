@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,35 @@ def test_the_state_file_survives_and_the_secret_is_private(tmp_path: Path) -> No
     assert len(set(made.addresses)) == 3
     assert (tmp_path / "c" / "cluster.secret").stat().st_mode & 0o777 == 0o600
     assert loaded.running == []
+
+
+def test_commands_that_start_nodes_at_once_forget_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has read the state file before the other one writes it."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        options["stdin"] = subprocess.PIPE
+        children.append(subprocess.Popen([sys.executable, "-c", "input()"], **options))
+        return children[-1]
+
+    LocalCluster.create(tmp_path, 3, None)
+    one, other = LocalCluster.load(tmp_path), LocalCluster.load(tmp_path)
+    assert one is not None
+    assert other is not None
+    monkeypatch.setattr("fluxctl.local.subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
+    try:
+        assert one.start(1)
+        assert other.start(2)
+        assert not other.start(1), "it runs already"
+        last = LocalCluster.load(tmp_path)
+        assert last is not None
+        assert [node.node_id for node in last.running] == [1, 2]
+    finally:
+        for child in children:
+            os.kill(child.pid, signal.SIGKILL)  # `start` has told the object that it has ended
+            os.waitpid(child.pid, 0)
+            assert child.stdin is not None
+            child.stdin.close()
 
 
 def test_a_process_that_took_a_dead_nodes_id_is_not_stopped(tmp_path: Path) -> None:

@@ -149,6 +149,23 @@ def test_what_is_deleted_while_it_is_being_opened_is_removed_afterwards() -> Non
     assert scene.partitions.settled
 
 
+def test_what_is_deleted_while_it_waits_to_be_opened_is_removed() -> None:
+    """After a start hundreds wait for the few that are being opened, and the metadata explain all of their files."""
+    many = 40
+    topic_id = Scene().metadata.create("orders", *[partition(1, 2, 3)] * many)
+    scene = Scene(*(GroupId(topic_id, number) for number in range(many)))
+    scene.host.reads = [lambda: None] * 10
+    assert scene.metadata.create("orders", *[partition(1, 2, 3)] * many) == topic_id
+    scene.begin()
+    scene.partitions.confirmed()
+    assert 0 < len(scene.host.specs) < many
+    scene.change(scene.metadata.commands.delete_topic(topic_id))
+    scene.apply(topic_id)
+    assert not scene.host.groups
+    assert not scene.names()
+    assert scene.partitions.settled
+
+
 def test_thousands_are_opened_and_the_metadata_group_is_left_alone() -> None:
     """All are opened, in slices; the metadata group is the node's own business."""
     scene = Scene()

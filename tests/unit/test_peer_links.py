@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
 
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
 from fluxd.peer.identity import Identity
 from fluxd.peer.links import Links
+from fluxd.peer.proof import PROOF_KEY, prove_answer, verify
 from fluxd.peer.reception import Reception
 from fluxd.rpc.peer import PeerService
 from fluxd.rpc.server import Server
@@ -49,6 +55,10 @@ class End:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.server.stop(0)
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None and not self._task.done()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -177,5 +187,40 @@ def test_wrong_node_behind_an_address() -> None:
         assert one.refusals[0] is Reason.INVALID_ARGUMENT
         await one.stop()
         await two.stop()
+
+    run(test)
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_an_answer_that_cannot_be_read_ends_no_node(proven: bool) -> None:
+    """Whatever answers at an address, a stranger or a broken node: it is asked again, and others hear of nothing."""
+
+    async def test(addresses: dict[NodeId, str]) -> None:
+        asked, thrice = 0, asyncio.Event()
+
+        async def hello(request: bytes, context: Any) -> bytes:
+            nonlocal asked
+            asked += 1
+            if asked == 3:
+                thrice.set()
+            if proven:
+                caller = verify(SECRET, context.invocation_metadata())
+                context.set_trailing_metadata(((PROOF_KEY, prove_answer(SECRET, caller.nonce, NodeId(2))),))
+            return b"\xff\xff\xff"
+
+        handlers: dict[str, Any] = {"Hello": grpc.unary_unary_rpc_method_handler(hello)}
+        stranger = aio.server()
+        stranger.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fluxlog.v1.Peer", handlers),))
+        stranger.add_insecure_port(addresses[NodeId(2)])
+        await stranger.start()
+        one = End(1, addresses)
+        await one.start()
+        async with asyncio.timeout(10):
+            await thrice.wait()
+        assert one.running
+        assert set(one.refusals) == (set() if proven else {Reason.UNAUTHENTICATED})
+        assert not one.told
+        await one.stop()
+        await stranger.stop(0)
 
     run(test)
