@@ -194,11 +194,16 @@ class Admin:
         self._client.call_node(self.node_address(node_id), lambda node: node.admin.StopNode, request)
 
     def kill_node(self, node_id: int) -> None:
-        """End a node's process as SIGKILL would. The node must have been started with leave for it."""
+        """End a node's process as SIGKILL would. The node must have been started with leave for it.
+
+        Raises:
+            FluxlogError: the node is not reached (outcome REJECTED), or refuses, or does not answer in time.
+        """
         request, address = admin_pb2.KillNodeRequest(node_id=node_id), self.node_address(node_id)
+        self._client.reach(address)  # a node that is cut off, or hangs, was not ended
         try:
             self._client.call_node(address, lambda node: node.admin.KillNode, request)
         except FluxlogError as failure:
-            if failure.from_server:
+            if failure.from_server or failure.reason != "UNAVAILABLE":
                 raise
             # The process ended before its answer left: that is what was asked for.

@@ -137,7 +137,7 @@ class Client:
                 sent = safe
                 try:
                     if not safe:  # a dead address must not leave the call's effect in doubt
-                        self.call_node(address, lambda node: node.admin.DescribeCluster, _PING, timeout=_PING_TIMEOUT)
+                        self.reach(address)
                     sent = True
                     return self.call_node(address, method, request, timeout=timeout)
                 except FluxlogError as failure:
@@ -149,6 +149,18 @@ class Client:
                 raise most_telling(failures, Outcome.UNKNOWN if safe else Outcome.REJECTED)
             time.sleep(pause)
             pause = min(2 * pause, ROUND_PAUSE_MAX)
+
+    def reach(self, address: str) -> None:
+        """Have a node answer something that changes nothing, before it is sent what does.
+
+        Raises:
+            FluxlogError: it does not answer; outcome REJECTED.
+        """
+        try:
+            self.call_node(address, lambda node: node.admin.DescribeCluster, _PING, timeout=_PING_TIMEOUT)
+        except FluxlogError as failure:
+            failure.outcome = Outcome.REJECTED
+            raise
 
     def call_node(
         self,

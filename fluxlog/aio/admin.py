@@ -210,11 +210,16 @@ class Admin:
         await self._connection.call_node(address, lambda node: node.admin.StopNode, request)
 
     async def kill_node(self, node_id: int) -> None:
-        """End a node's process as SIGKILL would. The node must have been started with leave for it."""
+        """End a node's process as SIGKILL would. The node must have been started with leave for it.
+
+        Raises:
+            FluxlogError: the node is not reached (outcome REJECTED), or refuses, or does not answer in time.
+        """
         request, address = admin_pb2.KillNodeRequest(node_id=node_id), await self.node_address(node_id)
+        await self._connection.reach(address)  # a node that is cut off, or hangs, was not ended
         try:
             await self._connection.call_node(address, lambda node: node.admin.KillNode, request)
         except FluxlogError as failure:
-            if failure.from_server:
+            if failure.from_server or failure.reason != "UNAVAILABLE":
                 raise
             # The process ended before its answer left: that is what was asked for.

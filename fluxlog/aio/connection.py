@@ -138,9 +138,7 @@ class Connection:
                 sent = safe
                 try:
                     if not safe:  # a dead address must not leave the call's effect in doubt
-                        await self.call_node(
-                            address, lambda node: node.admin.DescribeCluster, _PING, timeout_s=_PING_TIMEOUT
-                        )
+                        await self.reach(address)
                     sent = True
                     return await self.call_node(address, method, request, timeout_s=timeout_s)
                 except FluxlogError as failure:
@@ -153,6 +151,18 @@ class Connection:
                 raise most_telling(failures, Outcome.UNKNOWN if safe else Outcome.REJECTED)
             await asyncio.sleep(pause)
             pause = min(2 * pause, ROUND_PAUSE_MAX)
+
+    async def reach(self, address: str) -> None:
+        """Have a node answer something that changes nothing, before it is sent what does.
+
+        Raises:
+            FluxlogError: it does not answer; outcome REJECTED.
+        """
+        try:
+            await self.call_node(address, lambda node: node.admin.DescribeCluster, _PING, timeout_s=_PING_TIMEOUT)
+        except FluxlogError as failure:
+            failure.outcome = Outcome.REJECTED
+            raise
 
     async def call_node(
         self,

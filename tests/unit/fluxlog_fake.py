@@ -171,6 +171,8 @@ class FakeCluster:
         self.answers_together = 1
         """So many requests of one ProduceStream are answered by one message, when they have all come."""
         self.requests: list[tuple[int, bytes, int]] = []
+        self.kill_answer = grpc.StatusCode.UNAVAILABLE
+        """What becomes of a KillNode: the status that its caller sees."""
         self.coordinator = FakeCoordinator()  # type: ignore[abstract]
         """Of the groups, on any node."""
         self.addresses: dict[int, str] = {}
@@ -518,3 +520,6 @@ class _Admin(admin_pb2_grpc.AdminServicer):
         if request.name not in self._cluster.topics and not request.if_exists:
             raise FakeError("UNKNOWN_TOPIC")
         return admin_pb2.DeleteTopicResponse(deleted=self._cluster.topics.pop(request.name, None) is not None)
+
+    def KillNode(self, request: admin_pb2.KillNodeRequest, context: grpc.ServicerContext) -> admin_pb2.KillNodeResponse:
+        context.abort(self._cluster.kill_answer, "ended on purpose")

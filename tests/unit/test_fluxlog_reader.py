@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
+import grpc
 import pytest
 
 from fluxlog.admin import Admin
+from fluxlog.aio.admin import Admin as AsyncAdmin
 from fluxlog.batch import encode_batch
 from fluxlog.client import Client, parse_bootstrap
 from fluxlog.entry import UndecodableBatchError
@@ -135,6 +138,35 @@ def test_a_topic_is_unknown_only_when_every_node_says_so(cluster: FakeCluster) -
         assert Admin(client).describe_topic("t").name == "t"
         with pytest.raises(FluxlogError, match="UNKNOWN_TOPIC"):
             Admin(client).describe_topic("other")
+
+
+def _kill_with_asyncio(cluster: FakeCluster, node_id: int) -> None:
+    async def kill() -> None:
+        async with AsyncAdmin(cluster.addresses[1]) as admin:
+            await admin.kill_node(node_id)
+
+    asyncio.run(kill())
+
+
+def _kill(cluster: FakeCluster, node_id: int) -> None:
+    with Client([cluster.addresses[1]]) as client:
+        Admin(client).kill_node(node_id)
+
+
+@pytest.mark.parametrize("kill", [_kill, _kill_with_asyncio])
+def test_a_node_is_killed_only_when_it_was_reached(
+    cluster: FakeCluster, kill: Callable[[FakeCluster, int], None]
+) -> None:
+    """No answer is what an ended process gives, but also a node that hangs, or is cut off."""
+    kill(cluster, 2)
+    cluster.kill_answer = grpc.StatusCode.DEADLINE_EXCEEDED
+    with pytest.raises(FluxlogError) as caught:
+        kill(cluster, 2)
+    assert (caught.value.reason, caught.value.outcome) == ("DEADLINE_EXCEEDED", Outcome.UNKNOWN)
+    cluster.kill(2)
+    with pytest.raises(FluxlogError) as caught:
+        kill(cluster, 2)
+    assert (caught.value.reason, caught.value.outcome) == ("UNAVAILABLE", Outcome.REJECTED)
 
 
 def test_no_node_at_all_is_one_clear_error(cluster: FakeCluster) -> None:
