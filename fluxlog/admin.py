@@ -123,10 +123,13 @@ class Admin:
         ).partitions
 
     def delete_topic(self, name: str, *, if_exists: bool = False) -> bool:
-        """Delete a topic and its records; returns whether there was one."""
+        """Delete a topic and its records; returns whether there was one.
+
+        Not repeated after an unclear answer: by then the name may be another topic's.
+        """
         request = admin_pb2.DeleteTopicRequest(name=name, if_exists=if_exists)
         return self._client.call(
-            lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=if_exists
+            lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=False
         ).deleted
 
     def delete_records(self, topic: str, partition: int, before_offset: int) -> admin_pb2.DeleteRecordsResponse:

@@ -81,4 +81,6 @@ class Groups:
             for (topic, partition), offset in sorted(offsets.items())
         ]
         request = groups_pb2.ResetOffsetsRequest(group=group, resets=resets)
-        self._client.call(lambda node: node.groups.ResetOffsets, request, timeout=_TIMEOUT, patience=self._patience)
+        self._client.call(
+            lambda node: node.groups.ResetOffsets, request, timeout=_TIMEOUT, patience=self._patience, safe=False
+        )

@@ -134,10 +134,13 @@ class Admin:
         return answer.partitions
 
     async def delete_topic(self, name: str, *, if_exists: bool = False) -> bool:
-        """Delete a topic and its records; returns whether there was one."""
+        """Delete a topic and its records; returns whether there was one.
+
+        Not repeated after an unclear answer: by then the name may be another topic's.
+        """
         request = admin_pb2.DeleteTopicRequest(name=name, if_exists=if_exists)
         answer = await self._connection.call(
-            lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=if_exists
+            lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=False
         )
         return answer.deleted
 

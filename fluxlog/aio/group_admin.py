@@ -53,7 +53,7 @@ class GroupAdmin:
             FluxlogError: GROUP_NOT_EMPTY while it has members; UNKNOWN_GROUP.
         """
         request = groups_pb2.DeleteGroupRequest(group=name)
-        await self._connection.call(lambda node: node.groups.DeleteGroup, request, patience=self._patience)
+        await self._connection.call(lambda node: node.groups.DeleteGroup, request, patience=self._patience, safe=False)
 
     async def committed_offsets(self, name: str) -> Mapping[TopicPartition, int]:
         """Next offset to be read, of each partition for which one is committed."""
@@ -76,7 +76,7 @@ class GroupAdmin:
             partition = groups_pb2.TopicPartition(topic=where.topic, partition=where.partition)
             resets.append(groups_pb2.OffsetReset(partition=partition, offset=offset))
         request = groups_pb2.ResetOffsetsRequest(group=name, resets=resets)
-        await self._connection.call(lambda node: node.groups.ResetOffsets, request, patience=self._patience)
+        await self._connection.call(lambda node: node.groups.ResetOffsets, request, patience=self._patience, safe=False)
 
     async def commit_offsets(
         self, name: str, offsets: Mapping[TopicPartition, int], *, member_id: bytes = b"", member_epoch: int = 0
