@@ -110,6 +110,6 @@ class CatchingUp:
             group.fail(str(error))
             return
         if lacks:
-            self._replace(group, partial(copies.decide, self._fs, group.group_id))
+            self._replace(group, partial(copies.decide, self._fs, group.group_id, group.spec.generation))
         else:
             self._connected(group)

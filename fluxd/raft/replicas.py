@@ -254,7 +254,13 @@ class Replicas(ABC):
         offline = OfflineGroup(group.spec, "its log is being replaced by a copy of the leader's")
         self.close(group.group_id)
         self.groups[group.group_id] = offline
-        self._reactor.run_blocking([decide], lambda error: self._reopen(offline))
+
+        def decided(error: BaseException | None) -> None:
+            if error is not None:
+                self._log_event("log_not_replaced", group=str(group.group_id), why=str(error))
+            self._reopen(offline)
+
+        self._reactor.run_blocking([decide], decided)
 
     def _reopen(self, offline: OfflineGroup) -> None:
         """What is on the disk now is this node's replica: a copy is finished, or an error may have passed."""

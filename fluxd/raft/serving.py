@@ -62,8 +62,8 @@ class CopyServing:
         if request.admit and not request.behind:
             self._admit(peer, request)
         elif request.next_index == 0:
-            read_file = log.snapshot_file()
-            self._read(peer, request, lambda: _with_snapshot(request, *read_file()))
+            read_file, first_index = log.snapshot_file(), log.first_index
+            self._read(peer, request, lambda: _with_snapshot(request, first_index, *read_file()))
         elif log.first_index <= request.next_index <= commit_index:
             index = RaftIndex(request.next_index)
             wanted = request.max_bytes or limits.COPY_CHUNK_BYTES
@@ -130,11 +130,14 @@ def _with_frames(frames: list[bytes]) -> Fill:
     return fill
 
 
-def _with_snapshot(request: peer_pb2.CopyRequest, index: RaftIndex, data: bytes) -> Fill:
+def _with_snapshot(request: peer_pb2.CopyRequest, first_index: RaftIndex, index: RaftIndex, data: bytes) -> Fill:
+    """Args: first_index: of the log before the file was read; that of now may be one which only a newer one vouches
+    for.
+    """
     position = request.snapshot_position if request.snapshot_index == index else 0
 
     def fill(reply: peer_pb2.CopyReply) -> None:
-        reply.snapshot_index, reply.snapshot_bytes = index, len(data)
+        reply.first_index, reply.snapshot_index, reply.snapshot_bytes = first_index, index, len(data)
         reply.snapshot = data[position : position + limits.COPY_CHUNK_BYTES]
 
     return fill

@@ -15,12 +15,13 @@ from __future__ import annotations
 from contextlib import closing
 
 from fluxd.core import limits
+from fluxd.core.entry import Stamp, verify_frame
 from fluxd.core.types import GroupId, RaftIndex
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.quarantine import QUARANTINE, free_path
-from fluxd.storage.snapshot import snapshot_indexes, snapshot_name
+from fluxd.storage.snapshot import decode_snapshot, snapshot_indexes, snapshot_name
 
 MARK = "copying"
 REPLACES = "replaces"
@@ -98,8 +99,17 @@ def create_log(
     segment_bytes: int,
     beside: bool = False,
 ) -> PartitionLog:
-    """A log that begins with the leader's first entry, beside the leader's snapshot (index, file). Blocks."""
-    path = _path(group, beside=beside)
+    """A log that begins with the leader's first entry, beside the leader's snapshot (index, file). Blocks.
+
+    Raises:
+        LogCorrupt: it could never be opened: the snapshot does not vouch for the entry. Nothing was written.
+    """
+    path, first = _path(group, beside=beside), verify_frame(first_frame)
+    if not _vouches(group, snapshot, first):
+        raise LogCorrupt(
+            f"the leader's snapshot of entry {snapshot[0] if snapshot else 0} does not vouch for entry "
+            f"{first.raft_index}, offset {first.base_offset}, with which its log begins"
+        )
     if snapshot is not None:
         index, data = snapshot
         with closing(fs.open(f"{path}/{snapshot_name(index)}", create=True)) as file:
@@ -107,6 +117,16 @@ def create_log(
             file.append(data)
             file.sync()
     return PartitionLog.create_copy(fs, path, group, generation, first_frame, segment_bytes=segment_bytes)
+
+
+def _vouches(group: GroupId, snapshot: tuple[RaftIndex, bytes] | None, first: Stamp) -> bool:
+    """As opening will look at it, but for the entry that the snapshot is tied to, which is yet to come."""
+    if first.raft_index == 1:
+        return True
+    decoded = decode_snapshot(group, snapshot[1]) if snapshot is not None else None
+    if snapshot is None or decoded is None or decoded.index != snapshot[0]:
+        return False
+    return decoded.index >= first.raft_index and decoded.log_start_offset >= first.base_offset
 
 
 def finish(fs: FileSystem, group: GroupId) -> None:
@@ -134,13 +154,21 @@ def discard(fs: FileSystem, group: GroupId) -> None:
         fs.sync_directory(COPIES)
 
 
-def decide(fs: FileSystem, group: GroupId) -> None:
+def decide(fs: FileSystem, group: GroupId, generation: int) -> None:
     """The copy beside the log, which is whole and synced, counts from now on; the log does not. Blocks.
 
     Nothing may have been promised on the strength of the log that the copy does not have; nothing may be written to the
     log any more. `finish_replacing` follows, now or at the next start.
+
+    Raises:
+        LogMissing, LogCorrupt: the copy does not open; it is removed, and the log counts as before.
     """
     path = _path(group, beside=True)
+    try:
+        PartitionLog.open(fs, path, group, generation, segment_bytes=limits.SEGMENT_BYTES_DEFAULT).close()
+    except (LogMissing, LogCorrupt):
+        discard(fs, group)
+        raise
     with closing(fs.open(f"{path}/{REPLACES}", create=True)) as file:
         file.append(_MAGIC)
         file.sync()

@@ -8,11 +8,13 @@ import pytest
 
 from fluxd.core import limits
 from fluxd.core.entry import EntryKind
-from fluxd.core.types import NodeId, Offset, RaftIndex
+from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex
 from fluxd.raft.host import Host
 from fluxd.raft.proposal import Committed
 from fluxd.raft.spec import Role
 from fluxd.storage.copies import COPIES, is_beside
+from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.snapshot import read_snapshot_file
 from tests.simulation.disk import PowerCut
 from tests.simulation.lab import Lab, Message, is_append
 from tests.simulation.node import GROUP
@@ -258,13 +260,67 @@ def test_it_is_outrun_again_while_it_copies() -> None:
     lab.network.hold = lambda source, target, message: is_copy(message) and bool(message.copy_reply.frames)
     lab.start(3)
     lab.until(lambda: bool(lab.network.held))
-    for number in range(10):
-        lab.commit(1, b"more %d" % number + BIG)
-    first = lab[1].log.first_index
-    lab[1].trim(lab[1].high_watermark, lambda error: None)
-    lab.until(lambda: lab[1].log.first_index > first)
+    outrun_again(lab)
     lab.network.hold = lambda source, target, message: False
     lab.network.release()
+    lab.until(caught_up(lab), within=20)
+    assert lab.values(3) == lab.values(1)
+
+
+def outrun_again(lab: Lab) -> None:
+    """The leader lets go of more, behind a newer snapshot."""
+    first = lab[1].log.first_index
+    for number in range(10):
+        lab.commit(1, b"more %d" % number + BIG)
+    lab[1].trim(lab[1].high_watermark, lambda error: None)
+    lab.until(lambda: lab[1].log.first_index > first)
+
+
+def test_a_snapshot_is_sent_with_where_the_log_began_when_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read takes long, and the leader's log begins elsewhere when it has ended: the snapshot does not vouch for
+    that."""
+    lab, read = outrun(), list[RaftIndex]()
+
+    def read_slowly(fs: FileSystem, path: str, group: GroupId, last: RaftIndex) -> tuple[RaftIndex, bytes]:
+        found = read_snapshot_file(fs, path, group, last)
+        if not read:
+            lab.nodes[NodeId(1)].speed.straggles = 2.0
+        read.append(found[0])
+        return found
+
+    monkeypatch.setattr("fluxd.storage.log.read_snapshot_file", read_slowly)
+    lab.start(3)
+    lab.until(lambda: bool(read))
+    outrun_again(lab)
+    lab.until(lambda: any(is_copy(m) and m.copy_reply.snapshot_index for _, _, m in lab.network.sent))
+    sent = next(m.copy_reply for _, _, m in lab.network.sent if is_copy(m) and m.copy_reply.snapshot_index)
+    assert sent.snapshot_index == read[0]
+    assert sent.first_index <= read[0] < lab[1].log.first_index
+    lab.until(caught_up(lab), within=20)
+    assert lab.values(3) == lab.values(1)
+
+
+def test_a_log_is_not_given_away_for_a_copy_that_cannot_be_opened() -> None:
+    """The leader's newest snapshot is damaged; the one before does not vouch for where its log begins. The replica
+    keeps its log and its vote, asks again now and then, and is whole when there is a sound one."""
+    lab = outrun()
+    outrun_again(lab)
+    disk, directory = lab.nodes[NodeId(1)].disk, f"partitions/{GROUP.directory_name}"
+    lab.run(1.0)
+    newest = max(name for name in disk.list(directory) if name.endswith(".snap"))
+    disk.flip_bit(f"{directory}/{newest}", 30)
+    lab.start(3)
+    replica, events = lab[3], lab.nodes[NodeId(3)].events
+    lab.until(lambda: any("does not vouch" in event for event in events))
+    lab.run(20)
+    assert lab[3] is replica
+    assert sum("does not vouch" in event for event in events) < 10
+    lab.kill(2)
+    lab.run(5)
+    assert lab.leader() == 1, "with its vote"
+    faults = host(lab, 1).housekeeping.check(lab[1])
+    assert faults is not None
+    host(lab, 1).housekeeping.mend(lab[1], faults())
     lab.until(caught_up(lab), within=20)
     assert lab.values(3) == lab.values(1)
 

@@ -10,6 +10,7 @@ from fluxd.core.types import RaftIndex
 from fluxd.raft.opening import Opened, open_replica
 from fluxd.raft.spec import GroupSpec
 from fluxd.storage import copies
+from fluxd.storage.errors import LogCorrupt
 from fluxd.storage.log import PartitionLog
 from tests.simulation.disk import Keep, PowerCut, SimDisk
 from tests.storage_kit import BIRTH, DIRECTORY, GROUP, append, create_log, sync
@@ -134,10 +135,20 @@ def test_a_copy_beside_counts_only_when_that_was_decided(disk: SimDisk) -> None:
 def test_a_decision_is_durable(disk: SimDisk) -> None:
     """The replica may have gone on with the copy."""
     beside(disk, 5)
-    copies.decide(disk, GROUP)
+    copies.decide(disk, GROUP, 0)
     disk.power_cut(Keep.NOTHING)
     assert reopened(disk) == 6
     assert not copies.is_beside(disk, GROUP)
+
+
+def test_a_copy_that_does_not_open_takes_no_place(disk: SimDisk) -> None:
+    """It was damaged since it was written: the log counts as before, and the copy is removed."""
+    beside(disk, 5)
+    disk.flip_bit(f"{copies.COPIES}/{GROUP.directory_name}/{1:020d}.seg", 70)
+    with pytest.raises(LogCorrupt):
+        copies.decide(disk, GROUP, 0)
+    assert not copies.is_beside(disk, GROUP)
+    assert reopened(disk) == 1
 
 
 @pytest.mark.parametrize("keep", list(Keep))
@@ -149,7 +160,7 @@ def test_power_cut_at_every_step_of_replacing(keep: Keep) -> None:
         beside(disk, 5)
         disk.cut_after(after)
         try:
-            copies.decide(disk, GROUP)
+            copies.decide(disk, GROUP, 0)
             last = 6
             copies.finish_replacing(disk, GROUP)
             completed = True
@@ -168,7 +179,7 @@ def test_what_was_decided_of_a_log_that_counts_no_more_is_void(disk: SimDisk) ->
     """The node's votes were lost before the copy took its place: the replica is copied in place, and acknowledges what
     the copy beside never had."""
     beside(disk, 5)
-    copies.decide(disk, GROUP)
+    copies.decide(disk, GROUP, 0)
     copied(disk, 9).close()
     copies.finish(disk, GROUP)
     assert reopened(disk) == 10

@@ -23,6 +23,36 @@ MUTANTS = (
         guard=_TESTS + "test_a_copy_does_not_replace_what_has_gone_further",
     ),
     Mutant(
+        "behind-vouched",
+        "a copy begins only with a snapshot that vouches for its first entry",
+        (Edit(_COPIES, "    if not _vouches(group, snapshot, first):\n", "    if False:\n"),),
+        guard=_TESTS + "test_a_log_is_not_given_away_for_a_copy_that_cannot_be_opened",
+    ),
+    Mutant(
+        "behind-opens",
+        "a copy takes a log's place only if it opens",
+        (
+            Edit(
+                _COPIES,
+                "    except (LogMissing, LogCorrupt):\n        discard(fs, group)\n        raise\n",
+                "    except (LogMissing, LogCorrupt):\n        pass\n",
+            ),
+        ),
+        guard=_STORAGE + "test_a_copy_that_does_not_open_takes_no_place",
+    ),
+    Mutant(
+        "behind-read-first",
+        "a snapshot is sent with the first entry that the log had before it was read",
+        (
+            Edit(
+                _SERVING,
+                "reply.first_index, reply.snapshot_index, reply.snapshot_bytes = first_index, ",
+                "reply.snapshot_index, reply.snapshot_bytes = ",
+            ),
+        ),
+        guard=_TESTS + "test_a_snapshot_is_sent_with_where_the_log_began_when_it_was_read",
+    ),
+    Mutant(
         "behind-connected",
         "a leader that has what a replica needs ends its copy",
         (Edit(_FOLLOWING, "            guard.on_connected()\n", ""),),
