@@ -110,6 +110,12 @@ class RaftJournal(Journal):
         vote = votes.get(group, generation)
         self.vote_op = 0 if vote is None else votes.put(group, generation, vote.term, vote.voted_for)
         """Number of the last vote record of this group; what reflects it may leave once that is synced."""
+        recorded = generation << limits.GENERATION_TERM_BITS if vote is None else vote.term
+        if log.last.leader_epoch > recorded:
+            # Synced beside each other, the entry got to the disk and the record of its term did not: nothing was said
+            # in that term yet, and no vote in it has left. The library goes on in it without a word, so it is recorded
+            # here: a replica that has said something is known by its record (`open_replica`).
+            self.setCurrentTerm(log.last.leader_epoch, None)
 
     # ------------------------------------------------------------------ what the library reads
     def entry(self, index: int) -> Entry:

@@ -42,8 +42,9 @@ def open_replica(fs: FileSystem, spec: GroupSpec, *, has_voted: bool, after: Syn
     """Open a replica's log, or create it if the replica is new. Blocks.
 
     Args:
-        has_voted: the node's votes know this replica. Every message of a replica waits until its term is
-            durable, so one without a vote has never said anything: its log may be made anew.
+        has_voted: the node's votes know this replica. Every message of a replica waits until its term is recorded
+            durably, also a term that it knows from its log (`RaftJournal`), so one without a vote has never said
+            anything: its log may be made anew.
         after: how far this process had the log synced when a file of it had an error.
 
     Returns:

@@ -97,6 +97,7 @@ class Invariants:
         """(leader, follower, process, round) -> this group's row by its number, of lists that may still be answered"""
         self._confirmed: set[tuple[NodeId, NodeId, _Row]] = set()
         """(leader, follower, row): confirmed at least once"""
+        self._durable_terms: dict[tuple[NodeId, bytes], int] = {}
         self._durable_votes: dict[tuple[NodeId, bytes, int], NodeId | None] = {}
 
     # ------------------------------------------------------------------ after a step of one node
@@ -340,8 +341,8 @@ class Invariants:
         body = message.WhichOneof("body")
         if message.term > 0:
             term, voted_for = self._vote_on_disk(node)
-            if max(term, self._last_term_on_disk(node)) < message.term:
-                raise Violation(f"I7: node {source} sends {body} of term {message.term}, its disk knows {term}")
+            if self._term_on_disk(node) < message.term:
+                raise Violation(f"I7: node {source} sends {body} of term {message.term}, its votes know {term}")
             # a vote of an earlier term may have waited in a link's queue: it was durable, and cannot be given again
             if body == "vote_reply" and term <= message.term and (term, voted_for) != (message.term, target):
                 raise Violation(
@@ -372,8 +373,8 @@ class Invariants:
             generation, term, last_index = rows[number] = (row[0], row[1], row[2])
             if self._leaders.get(term) != node.node_id or last_index not in self.ledger:
                 raise Violation(f"I14: node {node.node_id} lists {last_index}@{term}.{generation}")
-            if max(self._vote_on_disk(node)[0], self._last_term_on_disk(node)) < term:
-                raise Violation(f"I7: node {node.node_id} lists term {term}, which its disk does not know")
+            if self._term_on_disk(node) < term:
+                raise Violation(f"I7: node {node.node_id} lists term {term}, which its votes do not know")
         self._lists[(node.node_id, target, heartbeat.process_nonce, heartbeat.round)] = rows
         if len(self._lists) > _LISTS_REMEMBERED:
             self._lists.popitem(last=False)
@@ -389,21 +390,17 @@ class Invariants:
             group = node.group
             if group is None or (group.generation, group.term) != (generation, term):
                 raise Violation(f"I14: node {node.node_id} confirms term {term}.{generation}, in which it is not")
-            if max(self._vote_on_disk(node)[0], self._last_term_on_disk(node)) < term:
-                raise Violation(f"I7: node {node.node_id} confirms term {term}, which its disk does not know")
+            if self._term_on_disk(node) < term:
+                raise Violation(f"I7: node {node.node_id} confirms term {term}, which its votes do not know")
             if self.durable(node).get(last_index) != self.ledger[last_index][1]:
                 raise Violation(f"I14: node {node.node_id} confirms entry {last_index}, which is not on its disk")
             self._confirmed.add((target, node.node_id, (generation, term, last_index)))
 
-    def _last_term_on_disk(self, node: Watched) -> int:
-        """An entry of a term on disk keeps the term as well as a vote record does."""
-        entries = self.durable(node)
-        last = max(entries, default=0)
-        group = node.group
-        if group is None or last == 0 or last > group.log.last_index:
-            return 0
-        stamp = group.log.stamp_at(RaftIndex(last))
-        return stamp.leader_epoch if stamp.checksum == entries[last] else 0
+    def _term_on_disk(self, node: Watched) -> int:
+        """The highest that its votes have had: where they are damaged later, the process has them written anew."""
+        directory = (node.node_id, node.directory_id)
+        term = self._durable_terms[directory] = max(self._durable_terms.get(directory, 0), self._vote_on_disk(node)[0])
+        return term
 
     def _vote_on_disk(self, node: Watched) -> tuple[int, NodeId | None]:
         data = node.disk.durable_bytes(VOTES)

@@ -204,6 +204,67 @@ def _shorten_log(disk: SimDisk) -> None:
     disk.sync_everything()
 
 
+def _hears_of_a_term_by_its_first_entry(lab: Lab, term: int) -> None:
+    """Node 3 has that entry on its disk, and has lost the record of the term."""
+    lab.network.hold = lambda s, t, m: t == 3 and m.WhichOneof("body") in ("vote_request", "pre_vote_request")
+    node = lab.nodes[NodeId(3)]
+    assert node.host is not None and node.host._vote_syncing is not None
+    node.host._vote_syncing._busy = True  # the sync of its votes hangs, that of its log does not
+    if lab.leader() is None:
+        lab.let_campaign(1)
+    else:
+        lab[2].transfer(NodeId(1))
+    lab.until(lambda: lab.leader() == 1 and lab[3].log.term_at(lab[3].log.synced_index) == term)
+    assert not lab[3].guard.votes_durable()
+    node.disk.power_cut(Keep.NOTHING)
+    lab.kill(3)
+    lab.network.held, lab.network.hold = [], lambda source, target, message: False
+
+
+@pytest.mark.parametrize("terms", [0, 1])
+def test_a_term_that_only_the_log_holds_is_recorded_before_anything_is_said_in_it(terms: int) -> None:
+    """A replica, new or known to have been in an earlier term, acknowledges in that term after its restart; then its
+    log is lost. It is known to have taken part, so that it elects nobody who lacks what it acknowledged.
+    """
+    lab = Lab()
+    if terms:
+        lab.elect(2)
+        lab.until(lambda: lab.on_all_disks(2))
+    _hears_of_a_term_by_its_first_entry(lab, terms + 1)
+    lab.kill(2)
+    node = lab.nodes[NodeId(3)]
+    before = len(lab.network.sent)
+    node.speed.hung_until = lab.simulator.now + 0.2
+    lab.start(3)
+    assert lab[3].term == terms + 1
+    lab.run(0.19)
+    assert not [m for s, _, m in lab.network.sent[before:] if s == 3 and m.topic_id]
+    lab.until(lambda: lab.leader() == 1)
+    lab.commit(1, b"acknowledged")  # I7 watches what node 3 says
+    lab.run(0.5)
+    lab.kill(3)
+    lab.kill(1)
+    _remove_log(node.disk)
+    lab.start(3)
+    lab.start(2)
+    lab.run(6.0)
+    assert node.replica is not None and node.replica.role is Role.UNADMITTED
+    assert "its log is missing although it has voted" in node.replica.why
+    assert lab.leader() is None
+
+
+def test_a_replica_whose_term_is_recorded_records_nothing_when_it_is_opened() -> None:
+    """Nor a new one, which has said nothing: thousands are opened at once."""
+    lab = Lab()
+    assert lab[3].journal.vote_op == 0 and lab[3].journal.getCurrentTerm() == 0
+    lab.elect(1)
+    lab.until(lab.on_all_disks)
+    lab.kill(3)
+    lab.start(3)
+    assert lab[3].journal.vote_op == 1  # that of all that was found
+    assert lab[3].journal.getCurrentTerm() == lab[3].term == 1
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [

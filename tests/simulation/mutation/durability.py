@@ -131,6 +131,30 @@ MUTANTS = (
         ),
         guard="tests/unit/test_storage_votes.py::test_a_term_never_falls_and_a_vote_never_changes",
     ),
+    Mutant(
+        "c5-term-of-log",
+        "C5 a term that is known from the log alone is recorded before anything is said in it",
+        (Edit(_JOURNAL, "if log.last.leader_epoch > recorded:", "if False:"),),
+        guard=_DISKS + "test_a_term_that_only_the_log_holds_is_recorded_before_anything_is_said_in_it",
+    ),
+    Mutant(
+        "c5-term-of-log-held",
+        "C5 nothing leaves before a term that is known from the log alone is recorded durably",
+        (
+            Edit(
+                _JOURNAL,
+                "self.setCurrentTerm(log.last.leader_epoch, None)",
+                "votes.put(group, generation, log.last.leader_epoch, None)",
+            ),
+        ),
+        guard=_DISKS + "test_a_term_that_only_the_log_holds_is_recorded_before_anything_is_said_in_it",
+    ),
+    Mutant(
+        "c5-term-of-log-once",
+        "a replica whose term is recorded records nothing when it is opened",
+        (Edit(_JOURNAL, "if log.last.leader_epoch > recorded:", "if True:"),),
+        guard=_DISKS + "test_a_replica_whose_term_is_recorded_records_nothing_when_it_is_opened",
+    ),
     # ------------------------------------------------------------------ truncation, checkpoint
     Mutant(
         "c5-truncation-synced",
