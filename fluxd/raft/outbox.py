@@ -57,7 +57,9 @@ class Outbox:
         Returns:
             False when it was surely dropped.
         """
-        if self._held or not self._votes_durable():
+        if self._held:
+            self.release()  # whoever was held back between two steps is not told when the votes are durable
+        if not self._votes_durable():
             if len(self._held) == _HELD_MAX:
                 del self._held[0]
             self._held.append((peer, message, frames))

@@ -92,6 +92,19 @@ def test_what_was_held_and_belongs_to_an_old_term_is_dropped() -> None:
     assert wire.sent == [2]
 
 
+def test_what_was_held_leaves_with_the_next_message() -> None:
+    """In order, whether anybody was told that the votes are durable or not: else all that follows is held, too."""
+    wire, state = _Wire(), {"durable": False}
+    outbox = Outbox(GROUP, 0, wire, term=lambda: 1, votes_durable=lambda: bool(state["durable"]))
+    outbox.send(NodeId(1), outbox.message())
+    outbox.send(NodeId(2), outbox.message())
+    assert wire.to == []
+    state["durable"] = True
+    outbox.send(NodeId(3), outbox.message())
+    assert wire.to == [1, 2, 3]
+    assert not outbox.holds
+
+
 def test_what_is_held_while_a_sync_hangs_is_bounded() -> None:
     """The oldest messages go: they may be lost."""
     wire, state = _Wire(), {"durable": False}

@@ -152,6 +152,26 @@ def test_it_stays_while_another_replica_is_missing() -> None:
     assert lab.values(3) == lab.values(1)
 
 
+def test_a_request_to_leave_that_is_held_back_does_not_silence_the_replica() -> None:
+    """It asks when it hears of the leader of a new term, by an entry that its disk has later than the term: nothing
+    else of it waits for the votes, and nothing is stepped when they are durable.
+    """
+    lab = lab_with()
+    lab.network.hold = lambda s, t, m: is_leave(m) and t == 1
+    node(lab, 3).disk.flip_bit(SEGMENT, POSITION)
+    scrub(lab, 3)
+    lab.until(damaged(lab, 3))
+    lab.network.hold = lambda s, t, m: (is_leave(m) and t == 1) or (t == 3 and m.WhichOneof("body") == "vote_request")
+    lab[1].transfer(NodeId(2))
+    lab.until(lambda: lab.leader() == 2)
+    node(lab, 3).speed.straggles = 1.0
+    lab.until(lambda: lab[3].guard.outbox.holds)
+    lab.until(lab[3].guard.votes_durable)
+    assert lab[3].leader_id == 2 and lab[3].log.synced_index < lab[3].log.last_index
+    lab.until(lambda: bool(events(node(lab, 3), "replica_unadmitted")))
+    lab.until(healed(lab))
+
+
 def test_of_two_replicas_the_damaged_one_stays() -> None:
     """There is no majority without it."""
     lab = lab_with(nodes=2)

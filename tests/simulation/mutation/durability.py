@@ -114,6 +114,26 @@ MUTANTS = (
         guard=_DISKS + "test_what_was_held_and_belongs_to_an_old_term_is_dropped",
     ),
     Mutant(
+        "c5-outbox-next",
+        "what was held leaves with the next message at the latest",
+        (
+            Edit(_OUTBOX, "            self.release()  # whoever", "            pass  # whoever"),
+            Edit(
+                _OUTBOX,
+                "if not self._votes_durable():\n            if len",
+                "if self._held or not self._votes_durable():\n            if len",
+            ),
+        ),
+        guard="tests/simulation/test_scrubbing.py::"
+        "test_a_request_to_leave_that_is_held_back_does_not_silence_the_replica",
+    ),
+    Mutant(
+        "c5-outbox-order",
+        "what was held leaves before what follows it",
+        (Edit(_OUTBOX, "            self.release()  # whoever", "            pass  # whoever"),),
+        guard=_DISKS + "test_what_was_held_leaves_with_the_next_message",
+    ),
+    Mutant(
         "c5-vote-synced",
         "C5 the votes are durable when their sync says so",
         (Edit(_VOTES, "job.steps = [self._file.sync]", "job.steps = []"),),
