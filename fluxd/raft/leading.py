@@ -331,10 +331,15 @@ class Leading:
         without it. What the lost disk acknowledged in this leadership is committed by then, and what it still may have
         on the way counts no more. That all others must answer is more than a majority, where there are five: one that
         did not answer might be campaigning with the vote of the lost disk.
+
+        Two that this leader admitted before, and that ask once more, would wait for each other's answers. It cannot
+        tell their requests from late ones of replicas that take part; another leader knows of no earlier admission.
         """
         others = {peer: p.sequence for peer, p in self.progress.items() if peer != newcomer and not p.is_copying}
         if 2 * (len(others) + 1) <= len(self.progress) + 1:
             return
+        if self._transfer is None and any(peer in self._admissions for peer in others):
+            self.transfer(None)
         self._admissions[newcomer] = (others, admitted)
         for progress in self.progress.values():
             progress.probe = True

@@ -233,6 +233,36 @@ def test_what_the_lost_disk_acknowledged_late_does_not_count() -> None:
     assert lab[1].commit_index == 6
 
 
+def test_two_that_are_lost_a_second_time_do_not_wait_for_each_other() -> None:
+    """One leader has admitted both before: it counts on the answers of each for the other's admission."""
+    lab = lab_with(nodes=5)
+    term = lab[1].term
+    for leaders in ({1}, {1, 2, 3}):
+        for number in (4, 5):
+            lab.kill(number)
+            node(lab, number).wipe()
+        for number in (4, 5):
+            lab.start(number)
+        lab.until(lambda: healed(lab, 4)() and healed(lab, 5)(), within=30)
+        leader = lab.leader() or 0
+        assert leader in leaders
+        assert leader == 1 or lab[leader].term > term
+        lab.until(lambda leader=leader: lab.on_all_disks(leader))  # type: ignore[misc]
+    assert lab.values(4) == lab.values(5) == lab.values(leader)
+    lab.commit(leader, b"with their acknowledgements")
+
+
+def test_one_that_is_lost_a_second_time_is_admitted_by_the_same_leader() -> None:
+    """It waits for nobody who copies: nothing is handed over."""
+    lab = lab_with()
+    term = lab[1].term
+    for _ in range(2):
+        wipe(lab, 3)
+        lab.until(healed(lab))
+        lab.until(lab.on_all_disks)
+    assert (lab.leader(), lab[1].term) == (1, term)
+
+
 def test_a_vote_that_the_lost_disk_had_asked_for_does_not_elect() -> None:
     """The old request, granted late for the old log, arrives while the new disk campaigns in the same term."""
     lab = lab_with()

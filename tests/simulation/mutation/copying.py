@@ -50,6 +50,16 @@ MUTANTS = (
         expected_silent="two replicas do not begin to copy; of more, a majority takes part or nobody leads",
     ),
     Mutant(
+        "copy-second-time",
+        "two that one leader admits for the second time do not wait for each other",
+        (
+            Edit(
+                _LEADING, "if self._transfer is None and any(peer in self._admissions for peer in others):", "if False:"
+            ),
+        ),
+        guard=_TESTS + "test_two_that_are_lost_a_second_time_do_not_wait_for_each_other",
+    ),
+    Mutant(
         "copy-acknowledged",
         "what the lost disk had acknowledged is committed before its successor is admitted",
         (Edit(_LEADING, "if not confirmed or progress.match > commit_index:", "if not confirmed:"),),
