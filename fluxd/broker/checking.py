@@ -105,12 +105,10 @@ class CheckingReplicas:
             if piece is None:
                 out.complete = True
                 break
-            try:
-                at = await self._reactor.read(piece.read)
-            except (CorruptDataError, OSError):
-                if scrub.is_gone(piece.segment):
-                    continue
-                raise
+            read = await self._read_unless_trimmed(group, piece.read)
+            if read is None:
+                continue
+            at = read
             out.verified_bytes += at.size
             if at.is_end:
                 group.read_again(piece.segment)

@@ -50,6 +50,11 @@ class FetchCall:
     raw: bytes
     forwarded: bool
 
+    @property
+    def bytes_max(self) -> int:
+        """Of frames, or of records, in a response; but it has at least one."""
+        return self.max_bytes or limits.FETCH_BYTES_DEFAULT
+
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
@@ -75,7 +80,7 @@ class Fetching:
         Raises:
             FluxError: OFFSET_OUT_OF_RANGE, UNKNOWN_TOPIC, NO_LEADER, …
         """
-        max_bytes = _check_fields(call)
+        _check_fields(call)
         deadline = self._reactor.now() + call.max_wait_ms / 1000
         route = await self._routes.find(call.topic, call.partition, call.topic_id)
         group = await self._local(route, call)
@@ -83,13 +88,13 @@ class Fetching:
             node = await self._elsewhere(route, call)
             timeout_s = call.max_wait_ms / 1000 + _HOP_SLACK
             return await self._forwarder.unary(node, FETCH, call.raw, timeout_s=timeout_s, writes=False)
-        chunk = await self._read(route, group, Offset(call.offset), max_bytes)
-        wanted = min(max(call.min_bytes, 1), max_bytes)
+        chunk = await self._read(route, group, Offset(call.offset), call.bytes_max)
+        wanted = min(max(call.min_bytes, 1), call.bytes_max)
         while chunk.frames.size < wanted and (left := deadline - self._reactor.now()) > 0:
             if not await self._room.wait(group, left):
                 break
             group = self._still_served(route)
-            chunk = await self._read(route, group, Offset(call.offset), max_bytes)
+            chunk = await self._read(route, group, Offset(call.offset), call.bytes_max)
         response, _ = await self._encode(route, chunk, call, Offset(call.offset))
         return response
 
@@ -99,7 +104,7 @@ class Fetching:
         Raises:
             FluxError: as `fetch`; also in the middle, when the partition is deleted or this replica stops.
         """
-        max_bytes = _check_fields(call)
+        _check_fields(call)
         route = await self._routes.find(call.topic, call.partition, call.topic_id)
         group = await self._local(route, call)
         if group is None:
@@ -109,7 +114,7 @@ class Fetching:
             return
         offset = Offset(call.offset)
         while True:
-            chunk = await self._read(route, group, offset, max_bytes)
+            chunk = await self._read(route, group, offset, call.bytes_max)
             if chunk.frames.size:
                 response, offset = await self._encode(route, chunk, call, offset)
                 yield response
@@ -218,8 +223,7 @@ class Fetching:
         response = frames.behind(_head(chunk.status, next_offset))
         if not call.as_records:
             return response, next_offset
-        max_bytes = call.max_bytes or limits.FETCH_BYTES_DEFAULT
-        records = await self._records(route, memoryview(response)[frames.room :], offset, max_bytes)
+        records = await self._records(route, memoryview(response)[frames.room :], offset, call.bytes_max)
         if records:
             next_offset = Offset(records[-1].offset + 1)
         body = log_pb2.FetchResponse(records=records).SerializeToString()
@@ -292,8 +296,7 @@ def _end_of(frames: bytes, offset: Offset) -> Offset:
     return offset if last < 0 else read_stamp(frames, last).next_offset
 
 
-def _check_fields(call: FetchCall) -> int:
-    """Bounds; returns max_bytes."""
+def _check_fields(call: FetchCall) -> None:
     for name, value, bound in (
         ("max_bytes", call.max_bytes, limits.FETCH_BYTES_MAX),
         ("max_wait_ms", call.max_wait_ms, limits.FETCH_WAIT_MS_MAX),
@@ -302,4 +305,3 @@ def _check_fields(call: FetchCall) -> int:
             raise FluxError(Reason.INVALID_ARGUMENT, f"{name} {value} is above {bound}")
     if len(call.topic_id) not in (0, TOPIC_ID_BYTES):
         raise FluxError(Reason.INVALID_ARGUMENT, f"topic_id has {len(call.topic_id)} bytes, not {TOPIC_ID_BYTES}")
-    return call.max_bytes or limits.FETCH_BYTES_DEFAULT

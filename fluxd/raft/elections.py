@@ -62,6 +62,16 @@ class Elections:
         """Campaign after a random time in [low, high) seconds, unless something intervenes."""
         self.deadline = self._guard.now() + low + (high - low) * self._guard.random()
 
+    def arm_first(self) -> None:
+        """The log was opened. In a new group the preferred leader need not wait for others, nor does a lone replica."""
+        is_new = self._guard.journal.log.last_index == 1
+        if (is_new and self._guard.voters[0] == self._guard.node_id) or not self._guard.peers:
+            self.arm(0.0, 0.05)
+        elif is_new:
+            self.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
+        else:
+            self.arm(limits.HEARTBEAT_INTERVAL, limits.ELECTION_TIMEOUT_MIN)
+
     def _arm_timeout(self, since: float | None = None) -> None:
         """A leader may be silent for so long, from now or from a moment that is past."""
         guard = self._guard

@@ -97,17 +97,9 @@ class Group(Standing):
         self.producers.commit(self.commit_index)
         self.trimming.commit(self.commit_index, self.high_watermark)
         self._known_leader: tuple[int, NodeId | None] = (0, None)
-        self._arm_first_campaign()
+        self.guard.elections.arm_first()
         self.why, self._failed = "", False
         self._encoded_status, self._encoded_until = b"", NEVER
-
-    def _arm_first_campaign(self) -> None:
-        if (self.log.last_index == 1 and self.voters[0] == self._context.node_id) or len(self.voters) == 1:
-            self.guard.elections.arm(0.0, 0.05)  # a new group: its preferred leader need not wait for others
-        elif self.log.last_index == 1:
-            self.guard.elections.arm(limits.ELECTION_TIMEOUT_MIN, limits.ELECTION_TIMEOUT_MAX)
-        else:
-            self.guard.elections.arm(limits.HEARTBEAT_INTERVAL, limits.ELECTION_TIMEOUT_MIN)
 
     # ------------------------------------------------------------------ proposals
     def submit(self, append: Append) -> None:
@@ -458,11 +450,7 @@ class Group(Standing):
             self._context.read_failed(self, error)
 
     def read_again(self, segment: RaftIndex) -> None:
-        """A segment was read from end to end, and is sound.
-
-        Args:
-            segment: its first index.
-        """
+        """A segment (its first index) was read from end to end, and is sound."""
         self._context.read_again(self, segment)
 
     def disk_hangs(self) -> None:

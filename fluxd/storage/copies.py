@@ -15,13 +15,14 @@ from __future__ import annotations
 from contextlib import closing
 
 from fluxd.core import limits
-from fluxd.core.entry import Stamp, verify_frame
+from fluxd.core.entry import verify_frame
 from fluxd.core.types import GroupId, RaftIndex
 from fluxd.storage.errors import LogCorrupt, LogMissing
 from fluxd.storage.filesystem import FileSystem
+from fluxd.storage.head import vouches
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.quarantine import QUARANTINE, free_path
-from fluxd.storage.snapshot import decode_snapshot, snapshot_indexes, snapshot_name
+from fluxd.storage.snapshot import Snapshot, decode_snapshot, snapshot_indexes, snapshot_name
 
 MARK = "copying"
 REPLACES = "replaces"
@@ -105,7 +106,7 @@ def create_log(
         LogCorrupt: it could never be opened: the snapshot does not vouch for the entry. Nothing was written.
     """
     path, first = _path(group, beside=beside), verify_frame(first_frame)
-    if not _vouches(group, snapshot, first):
+    if not vouches(_decoded(group, snapshot, first.raft_index), first):
         raise LogCorrupt(
             f"the leader's snapshot of entry {snapshot[0] if snapshot else 0} does not vouch for entry "
             f"{first.raft_index}, offset {first.base_offset}, with which its log begins"
@@ -119,14 +120,12 @@ def create_log(
     return PartitionLog.create_copy(fs, path, group, generation, first_frame, segment_bytes=segment_bytes)
 
 
-def _vouches(group: GroupId, snapshot: tuple[RaftIndex, bytes] | None, first: Stamp) -> bool:
-    """As opening will look at it, but for the entry that the snapshot is tied to, which is yet to come."""
-    if first.raft_index == 1:
-        return True
+def _decoded(group: GroupId, snapshot: tuple[RaftIndex, bytes] | None, first_index: RaftIndex) -> Snapshot | None:
+    """As opening will load it, but for the entry that it is tied to, which is yet to come."""
     decoded = decode_snapshot(group, snapshot[1]) if snapshot is not None else None
-    if snapshot is None or decoded is None or decoded.index != snapshot[0]:
-        return False
-    return decoded.index >= first.raft_index and decoded.log_start_offset >= first.base_offset
+    if snapshot is None or decoded is None or decoded.index != snapshot[0] or decoded.index < first_index:
+        return None
+    return decoded
 
 
 def finish(fs: FileSystem, group: GroupId) -> None:

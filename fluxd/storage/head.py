@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fluxd.core.entry import HEADER_BYTES, birth_frame
+from fluxd.core.entry import HEADER_BYTES, Stamp, birth_frame
 from fluxd.core.limits import GENERATION_TERM_BITS
 from fluxd.core.types import GroupId, Offset, RaftIndex
 from fluxd.storage.errors import LogCorrupt
@@ -57,13 +57,14 @@ def find_snapshot(
         fs, directory, group, first_index=first.first_index, last_index=last_index,
         checksum_at=lambda index: segments.entry(index)[0].checksum, unreadable=unreadable,
     )  # fmt: skip
-    if unreadable and not _vouches(snapshot, first):
+    if unreadable and not vouches(snapshot, first.first):
         raise unreadable[0]
     return snapshot
 
 
-def _vouches(snapshot: Snapshot | None, first: Segment) -> bool:
-    return first.first_index == 1 or (snapshot is not None and snapshot.log_start_offset >= first.base_offset)
+def vouches(snapshot: Snapshot | None, first: Stamp) -> bool:
+    """A snapshot says why a log begins with an entry; none is needed where that is the first one of all."""
+    return first.raft_index == 1 or (snapshot is not None and snapshot.log_start_offset >= first.base_offset)
 
 
 def check_head(fs: FileSystem, group: GroupId, first: Segment, snapshot: Snapshot | None) -> None:
@@ -78,7 +79,7 @@ def check_head(fs: FileSystem, group: GroupId, first: Segment, snapshot: Snapsho
         file.close()
         if found != birth_frame(group, first.first.leader_epoch >> GENERATION_TERM_BITS):
             raise LogCorrupt(f"{first.path}: position 0: entry 1 is not the birth entry of {group}")
-    elif not _vouches(snapshot, first):
+    elif not vouches(snapshot, first.first):
         known = "no snapshot says why" if snapshot is None else f"the log start is {snapshot.log_start_offset}"
         raise LogCorrupt(
             f"{first.path}: the log begins with entry {first.first_index}, offset {first.base_offset}, but {known}"

@@ -109,13 +109,17 @@ class LogScrub:
 
     def segment_of(self, error: BaseException) -> RaftIndex | None:
         """First index of the segment that an error names; None: it names none of this log's."""
-        return next((there.first_index for there in self._segments.all if there.path in str(error)), None)
+        return next((index for index in self._named(error) if not self.is_gone(index)), None)
 
     def was_trimmed(self, error: BaseException) -> bool:
         """A read failed since the segment that it names is no more part of the log: nothing is wrong."""
+        return any(map(self.is_gone, self._named(error)))
+
+    def _named(self, error: BaseException) -> list[RaftIndex]:
+        """Segments of this log's directory, there or not: every error of a file says of which one it is."""
         directory = self._segments.all[0].path.rpartition("/")[0]
         names = re.findall(rf"{re.escape(directory)}/([^/'\"]+{re.escape(SUFFIX)})", str(error))
-        return any((index := parse_segment_name(name)) is not None and self.is_gone(index) for name in names)
+        return [index for name in names if (index := parse_segment_name(name)) is not None]
 
     def segment_ends(self, end_index: RaftIndex) -> dict[RaftIndex, tuple[Offset, int]]:
         """Last entries of the segments that end at or before an entry, ascending: (offset behind it, checksum), as the

@@ -93,6 +93,18 @@ class OneNode:
     def until_owners(self, wanted: dict[int, int]) -> None:
         self.until(lambda: self.owners() == wanted)
 
+    def until_told(self, session: Session) -> groups_pb2.CoordinatorMessage:
+        """The one message that it gets next."""
+        told: Told = []
+
+        def heard() -> bool:
+            told.extend(self.coordinator.messages(session))
+            return bool(told)
+
+        self.until(heard)
+        (message,) = told
+        return message
+
     def commit(self, number: int, offset: int) -> None:
         topic = self.view.topic("orders")
         assert topic is not None
@@ -128,14 +140,7 @@ def test_a_partition_is_revoked_released_and_given_on(node: OneNode) -> None:
     node.coordinator.messages(first)
     second = node.join(2)
     node.until(lambda: kinds(node.coordinator.messages(second)) == ["assigned"])
-    told: Told = []
-
-    def heard() -> bool:
-        told.extend(node.coordinator.messages(first))
-        return bool(told)
-
-    node.until(heard)
-    (revoke,) = told
+    revoke = node.until_told(first)
     assert revoke.revoke.deadline_ms <= 60_000
     (given_up,) = revoke.revoke.partitions
     topic = GroupId(given_up.topic_id, given_up.partition)
@@ -155,14 +160,7 @@ def test_a_partition_is_revoked_by_the_name_that_the_member_knows(node: OneNode)
     node.metadata.delete(topic.topic_id)
     node.view.image = node.metadata.image
     node.join(2)
-    told: Told = []
-
-    def heard() -> bool:
-        told.extend(node.coordinator.messages(first))
-        return bool(told)
-
-    node.until(heard)
-    (revoke,) = told
+    revoke = node.until_told(first)
     assert [(each.topic, each.partition) for each in revoke.revoke.partitions] == [("orders", 0), ("orders", 1)]
 
 

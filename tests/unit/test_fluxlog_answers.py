@@ -7,6 +7,7 @@ import itertools
 import socket
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,9 +25,9 @@ from fluxlog.delivery import Retry
 from fluxlog.errors import LocalError
 from fluxlog.pipeline import IN_FLIGHT_MAX
 from fluxlog.v1 import admin_pb2
+from tests.unit import fluxlog_play
 from tests.unit.fluxlog_fake import FakeCluster, Fault
 
-Scene = Callable[[Producer], Awaitable[None]]
 SharedScene = Callable[[Producer, Connection], Awaitable[None]]
 
 
@@ -38,15 +39,7 @@ def cluster() -> Iterator[FakeCluster]:
     fake.stop()
 
 
-def play(cluster: FakeCluster, scene: Scene, **options: Any) -> None:
-    """Run a scene with a producer that knows the topic, bounded in time."""
-
-    async def run() -> None:
-        async with asyncio.timeout(20), Producer(list(cluster.addresses.values()), **options) as producer:
-            await producer.prepare("t")
-            await scene(producer)
-
-    asyncio.run(run())
+play = partial(fluxlog_play.play, known=["t"])
 
 
 def play_shared(cluster: FakeCluster, scene: SharedScene, **options: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,9 +22,9 @@ from fluxlog.codec import Codec
 from fluxlog.delivery import Batch
 from fluxlog.pipeline import Pipeline
 from fluxlog.v1 import log_pb2
-from tests.unit.fluxlog_fake import FakeCluster, FakeError, Fault
-
-Scene = Callable[[Producer], Awaitable[None]]
+from tests.unit.fluxlog_fake import FakeCluster, Fault
+from tests.unit.fluxlog_fake_partition import FakeError
+from tests.unit.fluxlog_play import play
 
 
 @pytest.fixture
@@ -34,16 +33,6 @@ def cluster() -> Iterator[FakeCluster]:
     fake.create("t", 2)
     yield fake
     fake.stop()
-
-
-def play(cluster: FakeCluster, scene: Scene, **options: Any) -> None:
-    """Run a scene with a producer, bounded in time."""
-
-    async def run() -> None:
-        async with asyncio.timeout(20), Producer(list(cluster.addresses.values()), **options) as producer:
-            await scene(producer)
-
-    asyncio.run(run())
 
 
 def test_a_record_is_acknowledged_with_its_place(cluster: FakeCluster) -> None:

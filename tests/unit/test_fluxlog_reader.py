@@ -21,7 +21,8 @@ from fluxlog.groups import Groups
 from fluxlog.offsets import earliest_offsets, latest_offsets, offsets_at
 from fluxlog.reader import Reader, iter_until
 from fluxlog.v1 import record_pb2
-from tests.unit.fluxlog_fake import FakeCluster, FakePartition
+from tests.unit.fluxlog_fake import FakeCluster
+from tests.unit.fluxlog_fake_partition import FakePartition
 
 
 @pytest.fixture

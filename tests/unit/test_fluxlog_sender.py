@@ -17,7 +17,8 @@ from fluxlog.errors import FluxlogError, LocalError, Outcome
 from fluxlog.sender import Sender
 from fluxlog.stream import ProduceStream
 from fluxlog.v1 import admin_pb2
-from tests.unit.fluxlog_fake import FakeCluster, FakePartition, Fault
+from tests.unit.fluxlog_fake import FakeCluster, Fault
+from tests.unit.fluxlog_fake_partition import FakePartition
 
 START = Callable[..., "Run"]
 

@@ -216,6 +216,8 @@ def test_what_fails_for_now_is_tried_again() -> None:
         async with scene(partitions) as made:
             made.coordinator.assign(3)
             await made.until(lambda: made.offsets[3] == list(range(END)))
+            assert not partitions.failures, "it met the failure"
+            assert not made.undeliverable
 
     run(test)
 

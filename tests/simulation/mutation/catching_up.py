@@ -25,7 +25,11 @@ MUTANTS = (
     Mutant(
         "behind-vouched",
         "a copy begins only with a snapshot that vouches for its first entry",
-        (Edit(_COPIES, "    if not _vouches(group, snapshot, first):\n", "    if False:\n"),),
+        (
+            Edit(
+                _COPIES, "    if not vouches(_decoded(group, snapshot, first.raft_index), first):\n", "    if False:\n"
+            ),
+        ),
         guard=_TESTS + "test_a_log_is_not_given_away_for_a_copy_that_cannot_be_opened",
     ),
     Mutant(

@@ -81,7 +81,7 @@ MUTANTS = (
     Mutant(
         "trim-unreadable-snapshot",
         "a log that begins in the middle waits for a snapshot that cannot be read",
-        (Edit(_HEAD, "if unreadable and not _vouches(snapshot, first):", "if False:"),),
+        (Edit(_HEAD, "if unreadable and not vouches(snapshot, first.first):", "if False:"),),
         guard=_STORAGE + "test_a_trimmed_log_waits_for_its_snapshot",
     ),
     Mutant(
