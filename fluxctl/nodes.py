@@ -181,10 +181,15 @@ def transfer(
 
     Examples: fluxctl nodes transfer 2; fluxctl nodes transfer 2 --topic orders --partition 0 --to 3
     """
+    if partition >= 0 and not topic:
+        raise typer.BadParameter("names a partition of a topic: give --topic, too", param_hint="--partition")
     session = session_of(context)
     with session.client() as client:
         admin = Admin(client)
+        _check_known(admin.describe_cluster(), node)
         topics = admin.describe_topics([topic] if topic else [])
+        if partition >= 0 and partition not in {one.partition for each in topics for one in each.partitions}:
+            raise CommandError(f"topic {topic!r} has no partition {partition}", f"see fluxctl topics describe {topic}")
         led = [
             (each.name, one.partition)
             for each in topics
@@ -202,6 +207,11 @@ def transfer(
     session.out.print(f"{len(led) - len(failed)} of {plural(len(led), 'leadership')} of node {node} moved")
     if failed:
         raise failed[0]
+
+
+def _check_known(cluster: admin_pb2.DescribeClusterResponse, node_id: int) -> None:
+    if node_id not in {node.node_id for node in cluster.nodes}:
+        raise CommandError(f"the cluster has no node {node_id}", "see fluxctl nodes list")
 
 
 def _signal_of(name: str) -> signal.Signals:
@@ -226,8 +236,7 @@ def _print_impact(session: Session, node_id: int) -> None:
         admin = Admin(client)
         cluster, topics = admin.describe_cluster(), admin.describe_topics()
     live = frozenset(node.node_id for node in cluster.nodes if node.state == admin_pb2.NODE_STATE_UP)
-    if node_id not in {node.node_id for node in cluster.nodes}:
-        raise CommandError(f"the cluster has no node {node_id}", "see fluxctl nodes list")
+    _check_known(cluster, node_id)
     impacts = impact_of(node_id, topics, live)
     rows = [(impact.topic, impact.partition, impact.consequence) for impact in impacts]
     if rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fluxlog.errors import FluxlogError, LocalError, Outcome, UnreachableError
+from fluxlog.errors import LocalError
 
 CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     # A node that comes back must be found within moments; the default grows to two minutes.
@@ -21,9 +21,6 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
-ROUND_PAUSE_MIN = 0.05
-ROUND_PAUSE_MAX = 0.5
-"""Seconds between two rounds over all addresses."""
 
 
 def parse_bootstrap(text: str) -> list[str]:
@@ -67,22 +64,3 @@ class AddressBook:
         """It has answered."""
         if self._order[0] != address:
             self._order = [address, *(other for other in self._order if other != address)]
-
-
-def may_go_on(failure: FluxlogError, *, safe: bool) -> bool:
-    """Another attempt can help, and cannot do harm."""
-    return failure.retriable and (safe or (failure.from_server and failure.outcome is Outcome.REJECTED))
-
-
-def most_telling(failures: Sequence[FluxlogError], outcome: Outcome) -> FluxlogError:
-    """The failure to report when every address failed."""
-    for failure in failures:
-        if failure.from_server:
-            return failure
-    addresses = ", ".join(failure.address for failure in failures)
-    return UnreachableError(
-        "UNREACHABLE",
-        f"no node answers at {addresses}: {failures[0].message}",
-        outcome=outcome,
-        retriable=True,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from fluxlog.attempts import Effect
 from fluxlog.client import Client
 from fluxlog.errors import FluxlogError, from_error_message
 from fluxlog.v1 import admin_pb2
@@ -59,7 +60,7 @@ class Admin:
             request,
             timeout=15.0 + wait_ms / 1000,
             patience=self._patience,
-            safe=if_not_exists,
+            effect=Effect.SAME if if_not_exists else Effect.ANOTHER,
         )
 
     def list_topics(self, *, include_internal: bool = False) -> Sequence[admin_pb2.TopicSummary]:
@@ -112,14 +113,16 @@ class Admin:
     ) -> Mapping[str, str]:
         """Set and remove configuration keys; returns all that are set afterwards."""
         request = admin_pb2.AlterTopicRequest(name=name, set_configs=set_configs or {}, delete_configs=delete_configs)
-        answer = self._client.call(lambda node: node.admin.AlterTopic, request, patience=self._patience)
+        answer = self._client.call(
+            lambda node: node.admin.AlterTopic, request, patience=self._patience, effect=Effect.ANOTHER
+        )
         return dict(answer.configs)
 
     def add_partitions(self, name: str, total_partitions: int) -> int:
         """Raise the number of partitions to a new total; returns it."""
         request = admin_pb2.AddPartitionsRequest(name=name, total_partitions=total_partitions)
         return self._client.call(
-            lambda node: node.admin.AddPartitions, request, patience=self._patience, safe=False
+            lambda node: node.admin.AddPartitions, request, patience=self._patience, effect=Effect.ANOTHER
         ).partitions
 
     def delete_topic(self, name: str, *, if_exists: bool = False) -> bool:
@@ -129,7 +132,7 @@ class Admin:
         """
         request = admin_pb2.DeleteTopicRequest(name=name, if_exists=if_exists)
         return self._client.call(
-            lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=False
+            lambda node: node.admin.DeleteTopic, request, patience=self._patience, effect=Effect.ANOTHER
         ).deleted
 
     def delete_records(self, topic: str, partition: int, before_offset: int) -> admin_pb2.DeleteRecordsResponse:
@@ -142,7 +145,9 @@ class Admin:
             FluxlogError: OFFSET_OUT_OF_RANGE.
         """
         request = admin_pb2.DeleteRecordsRequest(topic=topic, partition=partition, before_offset=before_offset)
-        return self._client.call(lambda node: node.admin.DeleteRecords, request, patience=self._patience)
+        return self._client.call(
+            lambda node: node.admin.DeleteRecords, request, patience=self._patience, effect=Effect.ANOTHER
+        )
 
     def describe_cluster(self, *, address: str = "", timeout: float = 5.0) -> admin_pb2.DescribeClusterResponse:
         """The cluster as one node sees it: any that answers, or the one at an address."""
@@ -156,7 +161,7 @@ class Admin:
     ) -> admin_pb2.TransferLeadershipResponse:
         """Move a partition's leadership to a node, or (0) to any replica that is caught up."""
         request = admin_pb2.TransferLeadershipRequest(topic=topic, partition=partition, to_node=to_node)
-        return self._client.call(lambda node: node.admin.TransferLeadership, request, patience=5.0)
+        return self._client.call(lambda node: node.admin.TransferLeadership, request, patience=5.0, effect=Effect.SAME)
 
     def verify_partition(self, topic: str, partition: int, *, deep: bool = False) -> PartitionVerification:
         """Compare the replicas of a partition by their chain checksums.

@@ -1,7 +1,7 @@
 """Channels to the nodes of one cluster, and calls that go to the next node when one does not answer.
 
 Any node serves any request, so fail-over is no more than asking another address. Whether a call may be sent again after
-an unclear answer is the caller's choice (`safe`).
+an unclear answer depends on its effect.
 
 Synchronous: made for command lines and tools. Thread-safe.
 """
@@ -16,15 +16,8 @@ from typing import Self, TypeVar
 
 import grpc
 
-from fluxlog.addresses import (
-    CHANNEL_OPTIONS,
-    ROUND_PAUSE_MAX,
-    ROUND_PAUSE_MIN,
-    AddressBook,
-    may_go_on,
-    most_telling,
-    parse_bootstrap,
-)  # fmt: skip
+from fluxlog.addresses import CHANNEL_OPTIONS, AddressBook, parse_bootstrap
+from fluxlog.attempts import ROUND_PAUSE_MAX, ROUND_PAUSE_MIN, Attempts, Effect
 from fluxlog.errors import FluxlogError, LocalError, Outcome, from_rpc_error
 from fluxlog.v1 import admin_pb2, admin_pb2_grpc, groups_pb2_grpc, log_pb2_grpc
 
@@ -116,7 +109,7 @@ class Client:
         *,
         timeout: float = 10.0,
         patience: float = 0.0,
-        safe: bool = True,
+        effect: Effect = Effect.NONE,
     ) -> Response:
         """Make one call on any node that answers it.
 
@@ -124,29 +117,29 @@ class Client:
             method: picks the call of a node, for instance `lambda node: node.admin.ListTopics`.
             timeout: seconds for one attempt.
             patience: seconds in which to go round again while every failure is one that can pass.
-            safe: the call may be sent again although an earlier attempt may have had its effect.
+            effect: of the call when it is sent again.
 
         Raises:
-            FluxlogError: the most telling failure. UnreachableError: no node answered at all.
+            FluxlogError: the most telling failure; outcome UNKNOWN if some attempt may have had its effect.
+            UnreachableError: no node answered at all.
         """
         give_up_at = time.monotonic() + patience
         pause = ROUND_PAUSE_MIN
+        attempts = Attempts(effect)
         while True:
-            failures: list[FluxlogError] = []
             for address in self.addresses():
-                sent = safe
+                sent = False
                 try:
-                    if not safe:  # a dead address must not leave the call's effect in doubt
+                    if attempts.changes:
                         self.reach(address)
                     sent = True
                     return self.call_node(address, method, request, timeout=timeout)
                 except FluxlogError as failure:
-                    if sent and not may_go_on(failure, safe=safe):
-                        raise
-                    failures.append(failure)
+                    attempts.failed(failure, sent=sent)
                     self._note_retry(failure)
+            failure_of_all = attempts.end_round()
             if time.monotonic() >= give_up_at:
-                raise most_telling(failures, Outcome.UNKNOWN if safe else Outcome.REJECTED)
+                raise failure_of_all
             time.sleep(pause)
             pause = min(2 * pause, ROUND_PAUSE_MAX)
 

@@ -67,6 +67,9 @@ class FluxlogError(Exception):
         self.from_server = from_server
         self.address = address
 
+    def __str__(self) -> str:
+        return self.message
+
     @property
     def leader_address(self) -> str:
         """ "host:port" of the leader as the server knows it, or empty."""

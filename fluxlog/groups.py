@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fluxlog.attempts import Effect
 from fluxlog.client import Client
 from fluxlog.errors import from_error_message
 from fluxlog.v1 import groups_pb2
@@ -59,7 +60,11 @@ class Groups:
         """
         request = groups_pb2.DeleteGroupRequest(group=group)
         self._client.call(
-            lambda node: node.groups.DeleteGroup, request, timeout=_TIMEOUT, patience=self._patience, safe=False
+            lambda node: node.groups.DeleteGroup,
+            request,
+            timeout=_TIMEOUT,
+            patience=self._patience,
+            effect=Effect.ANOTHER,
         )
 
     def offsets(self, group: str) -> Mapping[tuple[str, int], int]:
@@ -82,5 +87,9 @@ class Groups:
         ]
         request = groups_pb2.ResetOffsetsRequest(group=group, resets=resets)
         self._client.call(
-            lambda node: node.groups.ResetOffsets, request, timeout=_TIMEOUT, patience=self._patience, safe=False
+            lambda node: node.groups.ResetOffsets,
+            request,
+            timeout=_TIMEOUT,
+            patience=self._patience,
+            effect=Effect.ANOTHER,
         )

@@ -11,6 +11,7 @@ from fluxlog.aio.connection import Connection, connection_of
 from fluxlog.aio.group_admin import GroupAdmin
 from fluxlog.aio.metadata import ask_everybody
 from fluxlog.aio.offsets import find_offsets
+from fluxlog.attempts import Effect
 from fluxlog.errors import FluxlogError, from_error_message
 from fluxlog.v1 import admin_pb2, log_pb2
 from fluxlog.verification import CHECK_TIMEOUT, PartitionVerification, replicas_of, verification
@@ -81,7 +82,7 @@ class Admin:
         )
         return await self._connection.call(
             lambda node: node.admin.CreateTopic, request, timeout_s=15.0 + wait_ms / 1000, patience=self._patience,
-            safe=if_not_exists,
+            effect=Effect.SAME if if_not_exists else Effect.ANOTHER,
         )  # fmt: skip
 
     async def list_topics(self, *, include_internal: bool = False) -> Sequence[admin_pb2.TopicSummary]:
@@ -122,14 +123,16 @@ class Admin:
     ) -> Mapping[str, str]:
         """Set and remove configuration keys; returns all that are set afterwards."""
         request = admin_pb2.AlterTopicRequest(name=name, set_configs=set_configs or {}, delete_configs=delete_configs)
-        answer = await self._connection.call(lambda node: node.admin.AlterTopic, request, patience=self._patience)
+        answer = await self._connection.call(
+            lambda node: node.admin.AlterTopic, request, patience=self._patience, effect=Effect.ANOTHER
+        )
         return dict(answer.configs)
 
     async def add_partitions(self, name: str, total_partitions: int) -> int:
         """Raise the number of partitions to a new total; returns it."""
         request = admin_pb2.AddPartitionsRequest(name=name, total_partitions=total_partitions)
         answer = await self._connection.call(
-            lambda node: node.admin.AddPartitions, request, patience=self._patience, safe=False
+            lambda node: node.admin.AddPartitions, request, patience=self._patience, effect=Effect.ANOTHER
         )
         return answer.partitions
 
@@ -140,7 +143,7 @@ class Admin:
         """
         request = admin_pb2.DeleteTopicRequest(name=name, if_exists=if_exists)
         answer = await self._connection.call(
-            lambda node: node.admin.DeleteTopic, request, patience=self._patience, safe=False
+            lambda node: node.admin.DeleteTopic, request, patience=self._patience, effect=Effect.ANOTHER
         )
         return answer.deleted
 
@@ -166,7 +169,9 @@ class Admin:
     ) -> admin_pb2.TransferLeadershipResponse:
         """Move a partition's leadership to a node, or (0) to any replica that is caught up."""
         request = admin_pb2.TransferLeadershipRequest(topic=topic, partition=partition, to_node=to_node)
-        return await self._connection.call(lambda node: node.admin.TransferLeadership, request, patience=5.0)
+        return await self._connection.call(
+            lambda node: node.admin.TransferLeadership, request, patience=5.0, effect=Effect.SAME
+        )
 
     async def verify_partition(self, topic: str, partition: int, *, deep: bool = False) -> PartitionVerification:
         """Compare the replicas of a partition by their chain checksums.

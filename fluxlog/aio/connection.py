@@ -14,16 +14,9 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc import aio
 
-from fluxlog.addresses import (
-    CHANNEL_OPTIONS,
-    ROUND_PAUSE_MAX,
-    ROUND_PAUSE_MIN,
-    AddressBook,
-    may_go_on,
-    most_telling,
-    parse_bootstrap,
-)  # fmt: skip
+from fluxlog.addresses import CHANNEL_OPTIONS, AddressBook, parse_bootstrap
 from fluxlog.aio.tasks import was_cancelled
+from fluxlog.attempts import ROUND_PAUSE_MAX, ROUND_PAUSE_MIN, Attempts, Effect
 from fluxlog.errors import FluxlogError, LocalError, Outcome, from_rpc_error
 from fluxlog.v1 import admin_pb2, admin_pb2_grpc, groups_pb2_grpc, log_pb2_grpc
 
@@ -118,7 +111,7 @@ class Connection:
         *,
         timeout_s: float = 10.0,
         patience: float = 0.0,
-        safe: bool = True,
+        effect: Effect = Effect.NONE,
     ) -> Response:
         """Make one call on any node that answers it.
 
@@ -126,29 +119,29 @@ class Connection:
             method: picks the call of a node, for instance `lambda node: node.admin.ListTopics`.
             timeout_s: seconds for one attempt.
             patience: seconds in which to go round again while every failure is one that can pass.
-            safe: the call may be sent again although an earlier attempt may have had its effect.
+            effect: of the call when it is sent again.
 
         Raises:
-            FluxlogError: the most telling failure. UnreachableError: no node answered at all.
+            FluxlogError: the most telling failure; outcome UNKNOWN if some attempt may have had its effect.
+            UnreachableError: no node answered at all.
         """
         give_up_at, pause = time.monotonic() + patience, ROUND_PAUSE_MIN
+        attempts = Attempts(effect)
         while True:
-            failures: list[FluxlogError] = []
             for address in self.addresses():
-                sent = safe
+                sent = False
                 try:
-                    if not safe:  # a dead address must not leave the call's effect in doubt
+                    if attempts.changes:
                         await self.reach(address)
                     sent = True
                     return await self.call_node(address, method, request, timeout_s=timeout_s)
                 except FluxlogError as failure:
-                    if sent and not may_go_on(failure, safe=safe):
-                        raise
-                    failures.append(failure)
+                    attempts.failed(failure, sent=sent)
                     if self._on_retry is not None:
                         self._on_retry(failure)
+            failure_of_all = attempts.end_round()
             if time.monotonic() >= give_up_at:
-                raise most_telling(failures, Outcome.UNKNOWN if safe else Outcome.REJECTED)
+                raise failure_of_all
             await asyncio.sleep(pause)
             pause = min(2 * pause, ROUND_PAUSE_MAX)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fluxlog.aio.connection import Connection
 from fluxlog.aio.consumed import TopicPartition
+from fluxlog.attempts import Effect
 from fluxlog.errors import from_error_message
 from fluxlog.v1 import groups_pb2
 
@@ -53,7 +54,9 @@ class GroupAdmin:
             FluxlogError: GROUP_NOT_EMPTY while it has members; UNKNOWN_GROUP.
         """
         request = groups_pb2.DeleteGroupRequest(group=name)
-        await self._connection.call(lambda node: node.groups.DeleteGroup, request, patience=self._patience, safe=False)
+        await self._connection.call(
+            lambda node: node.groups.DeleteGroup, request, patience=self._patience, effect=Effect.ANOTHER
+        )
 
     async def committed_offsets(self, name: str) -> Mapping[TopicPartition, int]:
         """Next offset to be read, of each partition for which one is committed."""
@@ -76,7 +79,9 @@ class GroupAdmin:
             partition = groups_pb2.TopicPartition(topic=where.topic, partition=where.partition)
             resets.append(groups_pb2.OffsetReset(partition=partition, offset=offset))
         request = groups_pb2.ResetOffsetsRequest(group=name, resets=resets)
-        await self._connection.call(lambda node: node.groups.ResetOffsets, request, patience=self._patience, safe=False)
+        await self._connection.call(
+            lambda node: node.groups.ResetOffsets, request, patience=self._patience, effect=Effect.ANOTHER
+        )
 
     async def commit_offsets(
         self, name: str, offsets: Mapping[TopicPartition, int], *, member_id: bytes = b"", member_epoch: int = 0
@@ -93,7 +98,9 @@ class GroupAdmin:
         request = groups_pb2.CommitOffsetsRequest(
             group=name, member_id=member_id, member_epoch=member_epoch, offsets=items
         )
-        answer = await self._connection.call(lambda node: node.groups.CommitOffsets, request, patience=self._patience)
+        answer = await self._connection.call(
+            lambda node: node.groups.CommitOffsets, request, patience=self._patience, effect=Effect.SAME
+        )
         for result in answer.results:
             if result.WhichOneof("result") == "error":
                 raise from_error_message(result.error)

@@ -156,6 +156,9 @@ def test_stop_and_transfer(fluxctl: Fluxctl) -> None:
     """A stopped node hands over and ends with nobody's help; a topic goes on being led."""
     _topic(fluxctl, "moved", 3)
     fluxctl("nodes", "transfer", "1", "--topic", "moved")
+    assert "the cluster has no node 9" in fluxctl("nodes", "transfer", "9", code=1)
+    assert "has no partition 3" in fluxctl("nodes", "transfer", "1", "--topic", "moved", "--partition", "3", code=1)
+    assert "give --topic" in fluxctl("nodes", "transfer", "1", "--partition", "0", code=2)
     described = json.loads(fluxctl("topics", "describe", "moved", "--output", "json"))[0]
     assert all(partition["leader_node"] for partition in described["partitions"])
     fluxctl("nodes", "stop", "3")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
 
 from fluxlog.admin import Admin
 from fluxlog.aio.admin import Admin as AsyncAdmin
-from fluxlog.aio.connection import Connection
-from fluxlog.aio.consumed import TopicPartition
 from fluxlog.batch import encode_batch
 from fluxlog.client import Client, parse_bootstrap
 from fluxlog.entry import UndecodableBatchError
 from fluxlog.errors import FluxlogError, LocalError, OffsetOutOfRangeError, Outcome, UnreachableError
-from fluxlog.groups import Groups
 from fluxlog.offsets import earliest_offsets, latest_offsets, offsets_at
 from fluxlog.reader import Reader, iter_until
 from fluxlog.v1 import record_pb2
@@ -143,71 +139,6 @@ def test_a_topic_is_unknown_only_when_every_node_says_so(cluster: FakeCluster) -
         assert Admin(client).describe_topic("t").name == "t"
         with pytest.raises(FluxlogError, match="UNKNOWN_TOPIC"):
             Admin(client).describe_topic("other")
-
-
-class _LostAnswers(Client):
-    """Nodes that do what they are asked, and whose answer to a change is lost."""
-
-    def __init__(self) -> None:
-        super().__init__(["a:1", "b:2"])
-        self.sent: list[str] = []
-
-    def reach(self, address: str) -> None:
-        pass
-
-    def call_node(self, address: str, method: object, request: object, *, timeout: float = 0.0) -> Any:
-        self.sent.append(address)
-        raise FluxlogError("UNAVAILABLE", "the connection was lost", retriable=True, address=address)
-
-
-class _LostAsyncAnswers(Connection):
-    """The same, for asyncio."""
-
-    def __init__(self) -> None:
-        super().__init__(["a:1", "b:2"])
-        self.sent: list[str] = []
-
-    async def reach(self, address: str) -> None:
-        pass
-
-    async def call_node(self, address: str, method: object, request: object, *, timeout_s: float = 0.0) -> Any:
-        self.sent.append(address)
-        raise FluxlogError("UNAVAILABLE", "the connection was lost", retriable=True, address=address)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda client: Admin(client, patience=0).delete_topic("t", if_exists=True),
-        lambda client: Groups(client, patience=0).reset_offsets("g", {("t", 0): 5}),
-        lambda client: Groups(client, patience=0).delete("g"),
-    ],
-)
-def test_what_a_repetition_could_do_to_something_new_is_not_repeated(change: Callable[[Client], object]) -> None:
-    """A topic of the same name, made meanwhile, is not deleted; what was done is not told as rejected."""
-    with _LostAnswers() as client, pytest.raises(FluxlogError) as caught:
-        change(client)
-    assert caught.value.outcome is Outcome.UNKNOWN
-    assert client.sent == ["a:1"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda admin: admin.delete_topic("t", if_exists=True),
-        lambda admin: admin.groups.reset_offsets("g", {TopicPartition("t", 0): 5}),
-        lambda admin: admin.groups.delete("g"),
-    ],
-)
-def test_nor_by_asyncio(change: Callable[[AsyncAdmin], Awaitable[object]]) -> None:
-    async def run() -> None:
-        async with _LostAsyncAnswers() as connection:
-            with pytest.raises(FluxlogError) as caught:
-                await change(AsyncAdmin(connection, patience=0))
-            assert caught.value.outcome is Outcome.UNKNOWN
-            assert connection.sent == ["a:1"]
-
-    asyncio.run(run())
 
 
 def _kill_with_asyncio(cluster: FakeCluster, node_id: int) -> None:
