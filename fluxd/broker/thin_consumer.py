@@ -5,7 +5,8 @@ wherever the coordinator is), a reader of the partitions it owns (through `ThinR
 commits what the client acknowledged. A coordinator that moves is not seen by the client. When the membership cannot be
 renewed within the session's time, delivery stops: by then another member may have the partitions.
 
-What is in memory for a client is bounded: its credits in records, one fetch for each partition, and a few responses.
+What is in memory for a client is bounded: its credits in records, one fetch for each partition, a few responses, and
+for each partition which records were acknowledged behind one that is not.
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ class ThinConsumer:
         begin = await self._reads.begin(assignment, self._subscribe.start_at)
         owned = self._owned[key] = ThinPartition(assignment.partition, begin)
         while True:
-            await self._credit()
+            await self._credit(owned)
             try:
                 response = await self._reads.fetch(self._subscribe.group, owned, as_batches=self._subscribe.as_batches)
             except FluxError as error:
@@ -314,9 +315,9 @@ class ThinConsumer:
             elif response.records:
                 await self._deliver(owned, response.records)
 
-    async def _credit(self) -> None:
-        """Wait until there is one."""
-        while self._credits <= 0:
+    async def _credit(self, owned: ThinPartition) -> None:
+        """Wait until there is one, for this partition."""
+        while self._credits <= 0 or not owned.may_deliver:
             self._credit_came.clear()
             await self._credit_came.wait()
 
@@ -324,7 +325,7 @@ class ThinConsumer:
         """As the credits allow, piece by piece."""
         waiting = list(records)
         while waiting:
-            await self._credit()
+            await self._credit(owned)
             piece, waiting = waiting[: self._credits], waiting[self._credits :]
             offsets = [record.offset for record in piece]
             await self._put(owned, offsets, offsets[-1] + 1, consume_pb2.Delivery(records=piece))
@@ -337,7 +338,7 @@ class ThinConsumer:
     async def _stand(self, owned: ThinPartition, error: FluxError) -> None:
         """Tell the client what cannot be delivered, and go on when it has acknowledged that."""
         first, end = max(owned.position, int(error.metadata["base_offset"])), int(error.metadata["next_offset"])
-        await self._credit()
+        await self._credit(owned)
         await self._put(owned, [first], end, consume_pb2.Undeliverable(error=error_message(error, writes=False)))
         while not owned.is_acknowledged(first):
             self._credit_came.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from fluxd.core import limits
 from fluxlog.v1 import groups_pb2
 
 
@@ -44,6 +45,11 @@ class ThinPartition:
     def outstanding(self) -> int:
         """Records that were delivered and are not acknowledged."""
         return sum(1 for acknowledged in self._unfinished.values() if not acknowledged)
+
+    @property
+    def may_deliver(self) -> bool:
+        """Not too much is remembered because of one record that is not acknowledged."""
+        return len(self._unfinished) < limits.THIN_SPREAD_MAX
 
     def is_acknowledged(self, offset: int) -> bool:
         """Of an offset that was delivered."""

@@ -211,6 +211,8 @@ GROUPS_SEGMENT_BYTES: Final = 1 * MIB
 THIN_CREDITS_DEFAULT: Final = 500
 THIN_CREDITS_MAX: Final = 10_000
 """Records of a thin consumer that are not acknowledged."""
+THIN_SPREAD_MAX: Final = 100_000
+"""So many records of one partition behind one that is not acknowledged, no more are delivered."""
 THIN_REBALANCE_TIMEOUT_MS: Final = 10_000
 
 assert PRODUCER_IN_FLIGHT_MAX <= PRODUCER_WINDOW_BATCHES, "a retry within the window must be recognised"

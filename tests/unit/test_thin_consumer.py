@@ -16,11 +16,13 @@ from fluxd.broker.group_membership import MemberClient, Membership, Messages
 from fluxd.broker.group_requests import GroupRequests
 from fluxd.broker.thin_consumer import ThinConsumer
 from fluxd.broker.thin_reads import ThinReads
+from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
 from fluxlog.v1 import consume_pb2, groups_pb2, log_pb2, record_pb2
 
 END = 100
+CREDITS = 10
 BAD = range(2, 40)
 
 
@@ -118,6 +120,12 @@ class Commits:
             committed = number if of == partition else committed
         assert committed == offset
 
+    async def until_past(self, partition: int, offset: int) -> None:
+        """Until an offset above this is committed."""
+        committed = (-1, -1)
+        while committed[0] != partition or committed[1] <= offset:
+            committed = await self._committed.get()
+
 
 class Scene:
     """A thin consumer between its coordinator, partitions and a client, which acknowledges the records that it gets."""
@@ -125,7 +133,11 @@ class Scene:
     def __init__(self, reads: ThinReads, *, group: str, accepts_undeliverable: bool) -> None:
         self.coordinator, self.commits = Coordinator(), Commits()
         subscribe = consume_pb2.Subscribe(
-            group=group, topics=["orders"], credits=10, member_id=b"m" * 16, accepts_undeliverable=accepts_undeliverable
+            group=group,
+            topics=["orders"],
+            credits=CREDITS,
+            member_id=b"m" * 16,
+            accepts_undeliverable=accepts_undeliverable,
         )
         self.consumer = ThinConsumer(
             cast(Membership, self.coordinator), cast(GroupRequests, self.commits), reads, subscribe,
@@ -136,6 +148,8 @@ class Scene:
         self.offsets: defaultdict[int, list[int]] = defaultdict(list)
         """Delivered, by partition."""
         self.undeliverable: list[consume_pb2.Undeliverable] = []
+        self.skips: set[tuple[int, int]] = set()
+        """Partitions and offsets that are not acknowledged."""
         self._acks: asyncio.Queue[consume_pb2.ConsumeRequest] = asyncio.Queue()
 
     async def requests(self) -> AsyncIterator[consume_pb2.ConsumeRequest]:
@@ -160,7 +174,9 @@ class Scene:
                 case "delivery":
                     delivery = response.delivery
                     self.offsets[delivery.partition] += [record.offset for record in delivery.records]
-                    self.ack(delivery.partition, delivery.first_offset, delivery.last_offset)
+                    for record in delivery.records:
+                        if (delivery.partition, record.offset) not in self.skips:
+                            self.ack(delivery.partition, record.offset, record.offset)
 
 
 @asynccontextmanager
@@ -218,6 +234,26 @@ def test_what_fails_for_now_is_tried_again() -> None:
             await made.until(lambda: made.offsets[3] == list(range(END)))
             assert not partitions.failures, "it met the failure"
             assert not made.undeliverable
+
+    run(test)
+
+
+def test_a_record_that_is_not_acknowledged_holds_its_partition_back_sooner_or_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the node would remember what was acknowledged behind it without end. Other partitions go on."""
+    monkeypatch.setattr(limits, "THIN_SPREAD_MAX", 200)
+
+    async def test() -> None:
+        async with scene(Partitions(endless=(0, 1))) as made:
+            made.skips = {(0, 5)}
+            made.coordinator.assign(0, 1)
+            await made.until(lambda: made.offsets[1][-1:] > [1_000])
+            held_at = made.offsets[0][-1]
+            assert 5 + 200 <= held_at <= 5 + 200 + CREDITS
+            made.ack(0, 5, 5)
+            await made.until(lambda: made.offsets[0][-1] > 1_000)
+            await made.commits.until_past(0, held_at)
 
     run(test)
 
