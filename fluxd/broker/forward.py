@@ -4,19 +4,22 @@ A forwarded call carries the proof of a node of the cluster and `fluxd-forwarded
 again. Produce goes over one stream per node, so that the order of one sender's batches survives the hop.
 
 What is lost on the way: a write whose answer did not come is UNKNOWN, since it may have been carried out. Only where no
-link to the other node stands, or the bytes were never handed to the stream, is it REJECTED.
+link to the other node stands, or the bytes were never handed to the stream, is it REJECTED. A call that ends because
+its channel is closed here was lost like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from grpc import aio
 
 from fluxd.core import limits
+from fluxd.core.entry import encode_varint
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.status import error_from_message
 from fluxd.core.types import NodeId
@@ -26,7 +29,9 @@ from fluxd.peer.proof import prove
 from fluxlog.v1 import log_pb2
 
 _CHANNEL_GRACE = limits.FETCH_WAIT_MS_MAX / 1000 + 10
-"""By then every call of a discarded channel has ended by itself."""
+"""By then what was asked once over a discarded channel has been answered. Streams may still stand: they are broken off,
+and who follows them begins anew.
+"""
 
 FORWARDED_KEY = "fluxd-forwarded"
 PRODUCE_STREAM = "/fluxlog.v1.Log/ProduceStream"
@@ -93,10 +98,8 @@ class Forwarder:
         """
         self._check_link(node)
         call: aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel(node).unary_unary(method)
-        try:
+        with _losses_told(node, writes=writes):
             return await call(request, metadata=self._metadata(node), timeout=timeout_s)
-        except aio.AioRpcError as error:
-            raise _lost(node, error, writes=writes) from None
 
     async def stream(self, node: NodeId, method: str, request: bytes) -> AsyncIterator[bytes]:
         """Pass on one call that is answered by a stream. It ends with the other one's.
@@ -108,10 +111,9 @@ class Forwarder:
         method_callable: aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel(node).unary_stream(method)
         call = method_callable(request, metadata=self._metadata(node))
         try:
-            async for response in call:
-                yield response
-        except aio.AioRpcError as error:
-            raise _lost(node, error, writes=False) from None
+            with _losses_told(node, writes=False):
+                async for response in call:
+                    yield response
         finally:
             call.cancel()
 
@@ -130,10 +132,9 @@ class Forwarder:
         method_callable: aio.StreamStreamMultiCallable[bytes, bytes] = self._channel(node).stream_stream(method)
         call = method_callable(requests, metadata=aio.Metadata(*self._metadata(node), *metadata))
         try:
-            async for response in call:
-                yield response
-        except aio.AioRpcError as error:
-            raise _lost(node, error, writes=False) from None
+            with _losses_told(node, writes=False):
+                async for response in call:
+                    yield response
         finally:
             call.cancel()
 
@@ -166,16 +167,32 @@ class Forwarder:
         return call(metadata=self._metadata(node))
 
 
-def _lost(node: NodeId, error: aio.AioRpcError, *, writes: bool) -> FluxError:
-    known = error_of(error)
-    if isinstance(known, FluxError):
-        return known
+@contextmanager
+def _losses_told(node: NodeId, *, writes: bool) -> Iterator[None]:
+    """What becomes of a call inside, other than its answer.
+
+    Raises:
+        FluxError: the other node's own answer, or what the loss of it means.
+    """
+    try:
+        yield
+    except aio.AioRpcError as error:
+        known = error_of(error)
+        raise known if isinstance(known, FluxError) else _lost(node, known, writes=writes) from None
+    except asyncio.CancelledError:  # so gRPC ends the calls of a channel that is closed
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise _lost(node, PeerUnreachable("its channel was closed"), writes=writes) from None
+
+
+def _lost(node: NodeId, why: PeerUnreachable, *, writes: bool) -> FluxError:
     if writes:
         return FluxError(
-            Reason.OUTCOME_UNKNOWN, f"the answer of node {node}, to which this was passed on, was lost: {known}"
+            Reason.OUTCOME_UNKNOWN, f"the answer of node {node}, to which this was passed on, was lost: {why}"
         )
-    reason = Reason.TIMEOUT if known.timed_out else Reason.NO_LEADER
-    return FluxError(reason, f"node {node}, to which this was passed on, did not answer: {known}")
+    reason = Reason.TIMEOUT if why.timed_out else Reason.NO_LEADER
+    return FluxError(reason, f"node {node}, to which this was passed on, did not answer: {why}")
 
 
 class ProducePipe:
@@ -289,15 +306,6 @@ def _describe(error: BaseException) -> str:
     raise error
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 def _stream_request(number: int, request: bytes) -> bytes:
     """An encoded ProduceStreamRequest that accepts `more`, without parsing what is in it."""
-    return b"".join((b"\x18\x01\x08", _varint(number), b"\x12", _varint(len(request)), request))
+    return b"".join((b"\x18\x01\x08", encode_varint(number), b"\x12", encode_varint(len(request)), request))

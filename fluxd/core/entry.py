@@ -90,7 +90,8 @@ def _padded_length(length: int) -> bytes:
     )
 
 
-def _varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
+    """As in protobuf: seven bits a byte, the lowest first."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -125,7 +126,7 @@ def build_frame(
     parts: list[bytes | memoryview] = [b""]
     body_bytes = 0
     for batch in batches:
-        head = b"\x12" + _varint(len(batch))
+        head = b"\x12" + encode_varint(len(batch))
         parts += (head, batch)
         body_bytes += len(head) + len(batch)
     assert (log_start_offset is not None) == (kind == EntryKind.TRIM)
