@@ -10,12 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-from fluxd.core.errors import FluxError
+from fluxd.core.errors import FluxError, Reason
 from fluxd.core.groups import Group, Member, Ownership
 from fluxd.core.types import GroupId as PartitionId
 from fluxlog.v1 import groups_pb2
 
+TAKEN_OVER = "taken_over"
+"""Key in the metadata of FENCED_MEMBER: the member goes on over another stream, and who has this one is to end."""
+
 Named = Callable[[PartitionId], groups_pb2.TopicPartition]
+
+
+def taken_over() -> FluxError:
+    """What ends a stream whose member has come over another one."""
+    return FluxError(Reason.FENCED_MEMBER, "the member has come over another stream", metadata={TAKEN_OVER: "true"})
 
 
 class Session:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
+from fluxd.broker.coordinator_session import TAKEN_OVER
 from fluxd.broker.group_membership import MemberClient, Membership
 from fluxd.broker.group_requests import GroupRequests
 from fluxd.broker.thin_partition import ThinPartition
@@ -61,6 +62,7 @@ class ThinConsumer:
         self._outgoing: asyncio.Queue[groups_pb2.MemberMessage | None] = asyncio.Queue()
         self._epoch = 0
         self._first_assignment = False
+        self._owned_as_told: list[Key] = []
         self._leaving = False
         self._acknowledged = asyncio.Event()
         self._lapse: asyncio.TimerHandle | None = None
@@ -148,7 +150,7 @@ class ThinConsumer:
         Raises:
             FluxError: what trying again does not help against.
         """
-        told = False
+        id_told = b""
         while True:
             self._outgoing = asyncio.Queue()
             join = groups_pb2.Join(
@@ -162,9 +164,9 @@ class ThinConsumer:
                     async for message in messages:
                         if message.HasField("joined"):
                             self._joined(message.joined)
-                            if not told:
+                            if id_told != self._subscribe.member_id:
+                                id_told = self._subscribe.member_id
                                 await self._say_subscribed(message.joined)
-                                told = True
                         await self._take(message)
                 return
             except FluxError as error:
@@ -175,6 +177,8 @@ class ThinConsumer:
 
     def _joined(self, joined: groups_pb2.Joined) -> None:
         self._epoch, self._first_assignment = joined.member_epoch, True
+        if not joined.resumed:  # what it had was taken from it meanwhile
+            self._drop_all()
         if self._lapse is not None:
             self._lapse.cancel()
             self._lapse = None
@@ -186,16 +190,16 @@ class ThinConsumer:
         await self._responses.put(consume_pb2.ConsumeResponse(subscribed=subscribed))
 
     def _membership_broke(self, error: FluxError) -> None:
-        if self._membership.stopping:
+        if self._membership.stopping or TAKEN_OVER in error.metadata:
             raise error
         if error.reason is Reason.FENCED_MEMBER:
             self._subscribe.member_id = self._new_id()
-            self._drop(tuple(self._owned))
+            self._drop_all()
         elif not error.traits.retriable and error.reason is not Reason.OUTCOME_UNKNOWN:
             raise error
         elif self._lapse is None:
             seconds = (self._subscribe.session_timeout_ms or limits.SESSION_TIMEOUT_MS_DEFAULT) / 1000
-            self._lapse = asyncio.get_running_loop().call_later(seconds, lambda: self._drop(tuple(self._owned)))
+            self._lapse = asyncio.get_running_loop().call_later(seconds, self._drop_all)
 
     async def _take(self, message: groups_pb2.CoordinatorMessage) -> None:
         match message.WhichOneof("body"):
@@ -211,12 +215,12 @@ class ThinConsumer:
         named = {(each.partition.topic, each.partition.partition): each for each in assigned.assignments}
         if self._first_assignment:  # it is all that this member has
             self._first_assignment = False
-            self._drop([key for key in self._owned.keys() | self._reading.keys() if key not in named])
+            self._drop([key for key in self._owned_now() if key not in named])
         for key, each in named.items():
             if key not in self._owned and key not in self._reading:
                 reading = self._reading[key] = asyncio.ensure_future(self._read(key, each))
                 reading.add_done_callback(self.task_ended)
-        if named:
+        if self._owned_now() != self._owned_as_told:
             await self._say_owned()
 
     async def _revoke(self, partitions: Iterable[groups_pb2.TopicPartition]) -> None:
@@ -240,6 +244,9 @@ class ThinConsumer:
         released = groups_pb2.Released(partitions=partitions)
         self._outgoing.put_nowait(groups_pb2.MemberMessage(released=released))
 
+    def _drop_all(self) -> None:
+        self._drop(self._owned_now())
+
     def _drop(self, keys: Iterable[Key]) -> None:
         """These are not this member's any more."""
         for key in tuple(keys):
@@ -249,9 +256,12 @@ class ThinConsumer:
             if owned is not None:
                 self._give_credit(owned.outstanding)
 
+    def _owned_now(self) -> list[Key]:
+        return sorted(self._owned.keys() | self._reading.keys())
+
     async def _say_owned(self) -> None:
-        keys = sorted(self._owned.keys() | self._reading.keys())
-        owned = [consume_pb2.OwnedPartition(topic=topic, partition=number) for topic, number in keys]
+        self._owned_as_told = self._owned_now()
+        owned = [consume_pb2.OwnedPartition(topic=topic, partition=number) for topic, number in self._owned_as_told]
         changed = consume_pb2.PartitionsChanged(owned=owned)
         await self._responses.put(consume_pb2.ConsumeResponse(changed=changed))
 

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 from structlog.testing import capture_logs
 
+from fluxd.broker.coordinator_session import taken_over
 from fluxd.broker.fetch import FetchCall
 from fluxd.broker.group_membership import MemberClient, Membership, Messages
 from fluxd.broker.group_requests import GroupRequests
@@ -35,7 +36,11 @@ class Coordinator:
 
     def __init__(self) -> None:
         self.stopping = False
-        self.says: asyncio.Queue[groups_pb2.CoordinatorMessage] = asyncio.Queue()
+        self.says: asyncio.Queue[groups_pb2.CoordinatorMessage | FluxError] = asyncio.Queue()
+        self.joins: list[bytes] = []
+        """With which member ids."""
+        self.resumed = False
+        """Who joins was a member all the time."""
         self.heard: asyncio.Queue[groups_pb2.MemberMessage] = asyncio.Queue()
 
     async def serve(
@@ -43,10 +48,12 @@ class Coordinator:
     ) -> AsyncIterator[groups_pb2.CoordinatorMessage]:
         listening = asyncio.ensure_future(self._listen(messages))
         try:
-            joined = groups_pb2.Joined(member_epoch=1, session_timeout_ms=2_500)
+            self.joins.append(join.member_id)
+            joined = groups_pb2.Joined(member_epoch=1, session_timeout_ms=2_500, resumed=self.resumed)
             yield groups_pb2.CoordinatorMessage(joined=joined)
-            while True:
-                yield await self.says.get()
+            while not isinstance(said := await self.says.get(), FluxError):
+                yield said
+            raise said
         finally:
             listening.cancel()
 
@@ -143,6 +150,8 @@ class Scene:
             cast(Membership, self.coordinator), cast(GroupRequests, self.commits), reads, subscribe,
             MemberClient("h", NodeId(1), forwarded=False), lambda: b"n" * 16,
         )  # fmt: skip
+        self.subscribed: list[bytes] = []
+        """Member ids that the client was told."""
         self.owned: list[int] | None = None
         """As the client was told last."""
         self.offsets: defaultdict[int, list[int]] = defaultdict(list)
@@ -167,6 +176,8 @@ class Scene:
             response = await self.consumer.next_response()
             assert response is not None, "the stream is over"
             match response.WhichOneof("body"):
+                case "subscribed":
+                    self.subscribed.append(response.subscribed.member_id)
                 case "changed":
                     self.owned = [each.partition for each in response.changed.owned]
                 case "undeliverable":
@@ -234,6 +245,56 @@ def test_what_fails_for_now_is_tried_again() -> None:
             await made.until(lambda: made.offsets[3] == list(range(END)))
             assert not partitions.failures, "it met the failure"
             assert not made.undeliverable
+
+    run(test)
+
+
+def test_who_is_taken_over_ends() -> None:
+    """The client goes on over another stream, with the same member: this one is not to become a second member."""
+
+    async def test() -> None:
+        async with scene(Partitions()) as made:
+            made.coordinator.assign(0)
+            await made.until(lambda: made.owned == [0])
+            made.coordinator.says.put_nowait(taken_over())
+            with pytest.raises(FluxError) as caught:
+                await made.until(lambda: False)
+            assert caught.value.reason is Reason.FENCED_MEMBER
+            assert made.coordinator.joins == [b"m" * 16]
+
+    run(test)
+
+
+def test_who_was_away_for_too_long_is_another_member_and_says_so() -> None:
+    """With the new id the client can come back; what it had is another's, until it is assigned anew."""
+
+    async def test() -> None:
+        async with scene(Partitions()) as made:
+            made.coordinator.assign(0)
+            await made.until(lambda: made.owned == [0])
+            made.coordinator.says.put_nowait(FluxError(Reason.FENCED_MEMBER, "no member any more"))
+            await made.until(lambda: made.subscribed == [b"m" * 16, b"n" * 16])
+            made.coordinator.assign(1)
+            await made.until(lambda: made.owned == [1])
+
+    run(test)
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_what_was_taken_meanwhile_begins_at_what_the_group_has(resumed: bool) -> None:
+    """Who comes back with its id, and was removed in between, does not go on where it was."""
+
+    async def test() -> None:
+        async with scene(Partitions()) as made:
+            made.coordinator.assign(0)
+            await made.until(lambda: made.offsets[0] == list(range(END)))
+            made.coordinator.resumed = resumed
+            made.coordinator.says.put_nowait(FluxError(Reason.NOT_LEADER, "the coordinator has moved"))
+            made.coordinator.assign(0, 1, committed_offset=40)
+            await made.until(lambda: made.owned == [0, 1] and len(made.offsets[1]) == 60)
+            await made.until(lambda: resumed or made.offsets[0][END:] == list(range(40, END)))
+            assert resumed == (len(made.offsets[0]) == END)
+            assert made.subscribed == [b"m" * 16]
 
     run(test)
 
