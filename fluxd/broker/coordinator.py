@@ -18,7 +18,7 @@ from functools import partial
 from fluxd.broker.coordinator_assigning import Assigning, Topics
 from fluxd.broker.coordinator_log import Applied, CoordinatorLog, OffsetsReplica
 from fluxd.broker.coordinator_revocations import Revocations
-from fluxd.broker.coordinator_session import Session
+from fluxd.broker.coordinator_session import Session, taken_over
 from fluxd.broker.coordinator_trimming import GroupsStateLog
 from fluxd.broker.log_trimming import LogTrimming
 from fluxd.core import limits
@@ -77,6 +77,11 @@ class Coordinator:
     def serving(self) -> bool:
         """It answers for its groups."""
         return self._serving
+
+    @property
+    def term(self) -> Term | None:
+        """In which it leads; None: it does not."""
+        return self._term
 
     async def wait_serving(self, seconds: float) -> None:
         """Wait until it serves.
@@ -198,7 +203,7 @@ class Coordinator:
         self._cancel_lapse(key)
         earlier = self._sessions.get(key)
         if earlier is not None:
-            earlier.end(FluxError(Reason.FENCED_MEMBER, "the member has come over another stream"))
+            earlier.end(taken_over())
         session = self._sessions[key] = Session(group, answer.member, resumed=answer.resumed, named=self.named)
         return session
 
@@ -322,9 +327,11 @@ class Coordinator:
 
     # ---- topics
 
-    def metadata_confirmed(self) -> None:
-        """This node's metadata holds all that was committed when this coordinator began."""
-        if not self._serving or self._metadata_known:
+    def metadata_confirmed(self, term: Term | None) -> None:
+        """This node's metadata holds all that was committed when this coordinator had begun to serve in a term. That of
+        a later one asks anew: topics that were created meanwhile are unknown here, not deleted.
+        """
+        if not self._serving or self._metadata_known or term != self._term:
             return
         self._metadata_known = True
         known = {

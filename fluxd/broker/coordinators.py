@@ -77,10 +77,10 @@ class Coordinators:
             while True:
                 await self._unconfirmed.wait()
                 self._unconfirmed.clear()
-                begun = [coordinator for coordinator in self if coordinator.serving]
+                begun = [(coordinator, coordinator.term) for coordinator in self if coordinator.serving]
                 await self._currency.confirm_at_last()
-                for coordinator in begun:
-                    coordinator.metadata_confirmed()
+                for coordinator, term in begun:
+                    coordinator.metadata_confirmed(term)
         finally:
             self._unwatch()
             for coordinator in self:
@@ -106,7 +106,8 @@ class Coordinators:
         if known is not None and known[0] is not replica:
             known[1].stop()
             del self._by_partition[group_id.partition]
-        elif known is None and isinstance(replica, Group):
+            known = None
+        if known is None and isinstance(replica, Group):
             coordinator = Coordinator(self._reactor, replica, self._view, self._unconfirmed.set)
             self._by_partition[group_id.partition] = (replica, coordinator)
 

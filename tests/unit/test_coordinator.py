@@ -15,7 +15,7 @@ from fluxd.broker.coordinator_log import Applied, CoordinatorLog, OffsetsReplica
 from fluxd.broker.coordinator_session import Session
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
-from fluxd.core.types import GroupId, NodeId, Offset
+from fluxd.core.types import GroupId, NodeId, Offset, Term
 from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.spec import GroupSpec, Role
@@ -44,7 +44,9 @@ class NoNetwork:
 class OneNode:
     """One process with one partition of __consumer_offsets. A second one on the same disk is a restart."""
 
-    def __init__(self, disk: SimDisk | None = None, metadata: Metadata | None = None) -> None:
+    def __init__(
+        self, disk: SimDisk | None = None, metadata: Metadata | None = None, *, confirms_metadata: bool = True
+    ) -> None:
         self.clock = Clock()
         self.disk = disk or SimDisk(random.Random(1))
         open_directory(self.disk, None, ME, lambda count: directory(ME))
@@ -61,12 +63,14 @@ class OneNode:
         assert isinstance(group, Group)
         self.group = group
         self.confirmations = 0
+        self.confirms_metadata = confirms_metadata
         self.coordinator = Coordinator(self.clock.reactor, group, self.view, self._wants_metadata)
         self.until(lambda: self.coordinator.serving)
 
     def _wants_metadata(self) -> None:
         self.confirmations += 1
-        self.clock.reactor.call_soon(lambda: self.coordinator.metadata_confirmed())
+        if self.confirms_metadata:
+            self.clock.reactor.call_soon(lambda: self.coordinator.metadata_confirmed(self.coordinator.term))
 
     def until(self, ready: Callable[[], bool]) -> None:
         for _ in range(20_000):
@@ -258,6 +262,25 @@ def test_topics_deleted_while_it_was_away_are_forgotten(node: OneNode) -> None:
     assert second.confirmations == 1
     second.until(lambda: not second.coordinator.log.state.groups["g"].offsets)
     assert second.owners() == {}
+
+
+def test_a_confirmation_for_an_earlier_term_forgets_nothing(node: OneNode) -> None:
+    """It does not hold what was created since: that is unknown here, and was not deleted."""
+    node.join(1)
+    node.until_owners({0: 1, 1: 1})
+    node.commit(1, 7)
+    node.host.stop()
+    topic = node.metadata.image.topic("orders")
+    assert topic is not None
+    node.metadata.delete(topic.topic_id)
+    second = OneNode(node.disk, node.metadata, confirms_metadata=False)
+    term = second.coordinator.term
+    assert term is not None
+    second.coordinator.metadata_confirmed(Term(term - 1))
+    second.clock.advance(1.0)
+    assert second.coordinator.log.state.groups["g"].offsets
+    second.coordinator.metadata_confirmed(term)
+    second.until(lambda: not second.coordinator.log.state.groups["g"].offsets)
 
 
 def test_the_log_is_kept_short(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
