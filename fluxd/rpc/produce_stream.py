@@ -115,10 +115,15 @@ class ProduceStream:
         return response.SerializeToString()
 
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
+        broken: FluxError | None = None
         try:
             async with asyncio.TaskGroup() as serving:
                 async for message in requests:
-                    number, raw, accepts_more = parse_stream_request(message)
+                    try:
+                        number, raw, accepts_more = parse_stream_request(message)
+                    except FluxError as error:  # that this was not written says nothing of those before it
+                        broken = error
+                        break
                     self._accepts_more |= accepts_more
                     await self._places.acquire()
                     self._unanswered += 1
@@ -126,6 +131,8 @@ class ProduceStream:
             while self._unanswered:
                 self._answered.clear()
                 await self._answered.wait()
+            if broken is not None:
+                raise broken
         finally:
             self._ended = True
             self._something.set()

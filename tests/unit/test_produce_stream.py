@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from fluxd.broker.admission import Admission
 from fluxd.broker.forward import ProduceAnswer
 from fluxd.broker.produce import ProduceCall, Producing
@@ -141,6 +143,30 @@ def test_nothing_overtakes_what_waits_for_a_leader() -> None:
         assert sorted(answer.correlation_id for answer in answers) == [1, 2, 3, 4, 5]
         assert [sequence for topic, sequence in producing.order if topic == "b"] == [1, 2, 4, 5]
         assert producing.order[0] == ("a", 3)
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_read_does_not_cut_off_what_was_read() -> None:
+    """The stream's end says that something was rejected: by then everything before it has its own answer."""
+
+    async def run() -> None:
+        producing = _Election()
+
+        async def requests() -> AsyncIterator[bytes]:
+            yield _request(1, "b")
+            yield b"\xff\xff"
+            raise AssertionError("nothing is read behind it")
+
+        answers: list[log_pb2.ProduceStreamResponse] = []
+        stream = ProduceStream(lambda: cast(Producing, producing), "client", forwarded=False)
+        asyncio.get_running_loop().call_later(0.01, producing.elected.set)
+        with pytest.raises(FluxError) as caught:
+            async for message in stream.serve(requests()):
+                answers.append(log_pb2.ProduceStreamResponse.FromString(message))
+        assert caught.value.reason is Reason.INVALID_ARGUMENT
+        assert [answer.correlation_id for answer in answers] == [1]
+        assert answers[0].HasField("committed")
 
     asyncio.run(run())
 
