@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from google.protobuf.message import Message
 
 from fluxd.broker import describe
+from fluxd.broker.answer import answer_of
 from fluxd.broker.cluster import ClusterView, LeaderHint
 from fluxd.broker.controller import Controller
 from fluxd.broker.currency import Calls, MetadataCurrency
@@ -42,6 +43,7 @@ class LeadingGroup(Protocol):
     """A group while this node leads it."""
 
     def transfer(self, to: NodeId | None) -> FluxError | None: ...
+    def read_index(self, done: Callable[[FluxError | None], None]) -> None: ...
     def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None: ...
     @property
     def log_start_offset(self) -> Offset: ...
@@ -53,6 +55,7 @@ class Routing(Protocol):
     """From names to leaders: `Routes`."""
 
     async def find(self, topic: str, partition: int, topic_id: bytes) -> Route: ...
+    async def find_all(self, partitions: Iterable[tuple[str, int, bytes]]) -> list[Route | FluxError]: ...
     async def await_leader(self, route: Route, seconds: float) -> LeaderHint: ...
     def leader(self, route: Route) -> LeaderHint | None: ...
     def leading(self, route: Route) -> LeadingGroup | None: ...
@@ -175,9 +178,11 @@ class Administration:
         group = self._routes.leading(route)
         if group is None:
             raise FluxError(Reason.NOT_LEADER, f"this node does not lead {route.name}")
-        future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
-        group.trim(Offset(request.before_offset), lambda error: None if future.done() else future.set_result(error))
-        error = await future
+        error = None
+        if request.before_offset > group.high_watermark:  # a new leader's may be behind what its predecessor told
+            error = await answer_of(group.read_index)
+        if error is None:
+            error = await answer_of(lambda done: group.trim(Offset(request.before_offset), done))
         if error is not None:
             raise self._routes.named(error, route)
         return admin_pb2.DeleteRecordsResponse(
@@ -259,15 +264,18 @@ class Administration:
     async def describe_topics(self, request: admin_pb2.DescribeTopicsRequest) -> admin_pb2.DescribeTopicsResponse:
         """See admin.proto."""
         await self._currency.refresh()
+        if len(request.names) > limits.DESCRIBE_TOPICS_MAX:
+            count = f"{len(request.names)} names are above {limits.DESCRIBE_TOPICS_MAX}"
+            raise FluxError(Reason.INVALID_ARGUMENT, count)
         response = admin_pb2.DescribeTopicsResponse()
         topics = [topic for topic in self._topics() if not topic.internal]
         if request.names:
             topics = []
-            for name in dict.fromkeys(request.names):
-                try:
-                    topics.append((await self._routes.find(name, 0, b"")).topic)
-                except FluxError as error:  # unknown, or not to be found out now
-                    response.errors.append(error_message(error, writes=False))
+            for found in await self._routes.find_all((name, 0, b"") for name in dict.fromkeys(request.names)):
+                if isinstance(found, FluxError):  # unknown, or not to be found out now
+                    response.errors.append(error_message(found, writes=False))
+                else:
+                    topics.append(found.topic)
         described = 0
         for topic in topics:
             out = describe.topic_head(topic)

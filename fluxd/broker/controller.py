@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from fluxd.broker.answer import answer_of
 from fluxd.broker.cluster import ClusterView
 from fluxd.broker.log_trimming import Done
 from fluxd.broker.metadata import CommittedLog, MetadataFollower
@@ -289,17 +290,13 @@ class Controller:
             self._queued -= 1
 
     async def _confirm(self) -> None:
-        future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
-        self._group.read_index(lambda error: None if future.done() else future.set_result(error))
-        error = await future
+        error = await answer_of(self._group.read_index)
         if error is not None:
             raise error
         await self._follower.wait_applied(self._group.high_watermark)
 
     async def _propose(self, command: metadata_pb2.MetadataCommand) -> Result:
-        future: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
-        self._group.submit(self._append(command, lambda result: None if future.done() else future.set_result(result)))
-        answer = await future
+        answer: AppendResult = await answer_of(lambda done: self._group.submit(self._append(command, done)))
         if isinstance(answer, FluxError):
             raise answer
         await self._follower.wait_applied(Offset(answer.base_offset + 1))

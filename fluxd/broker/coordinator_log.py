@@ -11,13 +11,13 @@ from everybody else's.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from fluxd.broker.answer import answer_of
 from fluxd.broker.metadata import ReadableLog
 from fluxd.core import limits
 from fluxd.core.batch import batch_from_records, records_from_frames
@@ -155,9 +155,7 @@ class CoordinatorLog:
         Raises:
             FluxError: REJECTED or UNKNOWN.
         """
-        future: asyncio.Future[GroupResult | FluxError] = asyncio.get_running_loop().create_future()
-        self.propose(command, lambda answer: None if future.done() else future.set_result(answer))
-        answer = await future
+        answer: GroupResult | FluxError = await answer_of(lambda done: self.propose(command, done))
         if isinstance(answer, FluxError):
             raise answer
         return answer
@@ -202,9 +200,7 @@ class CoordinatorLog:
         Raises:
             FluxError: this node does not lead, lacks a majority, or stops to serve the partition.
         """
-        future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
-        self.confirm(lambda error: None if future.done() else future.set_result(error))
-        error = await future
+        error = await answer_of(self.confirm)
         if error is not None:
             raise error
         return self.state

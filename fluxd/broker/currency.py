@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from fluxd.broker.answer import answer_of
 from fluxd.broker.cluster import ClusterView
 from fluxd.broker.controller import MetadataGroup
 from fluxd.broker.metadata import MetadataFollower
@@ -126,9 +127,7 @@ class MetadataCurrency:
     async def _latest(self) -> Offset:
         group = self.group
         if group is not None and group.role is Role.LEADER:
-            future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
-            group.read_index(lambda error: None if future.done() else future.set_result(error))
-            error = await future
+            error = await answer_of(group.read_index)
             if error is not None:
                 raise error
             return group.high_watermark

@@ -183,10 +183,10 @@ def _why(
     ill = [replica for replica in description.replica_states if replica.why]
     reasons = _listed(f"node {replica.node_id}: {replica.why}" for replica in ill)
     total, needed = len(partition.replicas), partition.majority
+    can_take_part = total - sum(replica.state in _TAKES_NO_PART for replica in ill)
     if not description.leader_node:
-        out = [replica for replica in ill if replica.state in _TAKES_NO_PART]
-        if total - len(out) < needed:
-            return f"no leader: {needed} of {total} replicas are needed, {total - len(out)} can take part; {reasons}"
+        if can_take_part < needed:
+            return f"no leader: {needed} of {total} replicas are needed, {can_take_part} can take part; {reasons}"
         own = view.replica(group_id)
         missing = own.quorum_missing() if own is not None else None
         if missing is not None:
@@ -194,7 +194,8 @@ def _why(
             return f"no leader: {needed} of {total} replicas are needed; this node does not reach nodes {names}"
         return "no leader: an election is under way" + (f"; {reasons}" if reasons else "")
     if description.isr and len(description.isr) < needed:
-        return f"writes are refused: {needed} of {total} replicas are needed, {len(description.isr)} in sync; {reasons}"
+        what = "writes are refused" if can_take_part < needed else "acknowledgements are late"
+        return f"{what}: {needed} of {total} replicas are needed, {len(description.isr)} in sync; {reasons}"
     if not description.isr:
         return f"node {description.leader_node} has just been elected and has not told of its followers yet"
     if all(replica.in_sync for replica in ill):  # all take part, but what is wrong is not nothing

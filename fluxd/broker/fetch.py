@@ -10,11 +10,11 @@ Frames go out as they stand in the file; nothing here parses a batch, except for
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
 
+from fluxd.broker.answer import answer_of
 from fluxd.broker.forward import Forwarder
 from fluxd.broker.routes import LEADER_WAIT, Route, Routes
 from fluxd.broker.waiting import WaitingRoom
@@ -88,12 +88,15 @@ class Fetching:
             node = await self._elsewhere(route, call)
             timeout_s = call.max_wait_ms / 1000 + _HOP_SLACK
             return await self._forwarder.unary(node, FETCH, call.raw, timeout_s=timeout_s, writes=False)
+        seen = group.high_watermark
         chunk = await self._read(route, group, Offset(call.offset), call.bytes_max)
         wanted = min(max(call.min_bytes, 1), call.bytes_max)
         while chunk.frames.size < wanted and (left := deadline - self._reactor.now()) > 0:
-            if not await self._room.wait(group, left):
+            # What was committed while it was read wakes nobody.
+            if group.high_watermark == seen and not await self._room.wait(group, left):
                 break
             group = self._still_served(route)
+            seen = group.high_watermark
             chunk = await self._read(route, group, Offset(call.offset), call.bytes_max)
         response, _ = await self._encode(route, chunk, call, Offset(call.offset))
         return response
@@ -114,11 +117,12 @@ class Fetching:
             return
         offset = Offset(call.offset)
         while True:
+            seen = group.high_watermark
             chunk = await self._read(route, group, offset, call.bytes_max)
             if chunk.frames.size:
                 response, offset = await self._encode(route, chunk, call, offset)
                 yield response
-            else:
+            elif group.high_watermark == seen:
                 await self._room.wait(group, None)
             group = self._still_served(route)
 
@@ -146,9 +150,7 @@ class Fetching:
         return group  # it may become committed: wait for it, and answer "nothing yet" if it does not
 
     async def _confirm(self, group: Group, route: Route) -> None:
-        future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
-        group.read_index(lambda error: None if future.done() else future.set_result(error))
-        error = await future
+        error = await answer_of(group.read_index)
         if error is not None:
             raise self._routes.named(error, route)
 

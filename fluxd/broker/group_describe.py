@@ -8,6 +8,7 @@ from typing import Protocol
 
 from fluxd.broker.coordinator import Coordinator
 from fluxd.broker.fetch import FetchCall
+from fluxd.core import limits
 from fluxd.core.errors import FluxError
 from fluxd.core.groups import Group, Member
 from fluxd.core.runtime import Reactor
@@ -77,11 +78,12 @@ class Describing:
         for each in partitions:
             queries.append(log_pb2.OffsetQuery(topic=each.topic, partition=each.partition, earliest=True))
             queries.append(log_pb2.OffsetQuery(topic=each.topic, partition=each.partition, latest=True))
-        if not queries:
-            return {}
-        answer = await self._offsets.list_offsets(log_pb2.ListOffsetsRequest(queries=queries), forwarded=False)
+        results = list[log_pb2.OffsetResult]()
+        for begin in range(0, len(queries), limits.LIST_OFFSETS_QUERIES_MAX):
+            request = log_pb2.ListOffsetsRequest(queries=queries[begin : begin + limits.LIST_OFFSETS_QUERIES_MAX])
+            results += (await self._offsets.list_offsets(request, forwarded=False)).results
         out = {}
-        for first, last in zip(answer.results[::2], answer.results[1::2], strict=True):
+        for first, last in zip(results[::2], results[1::2], strict=True):
             if first.HasField("found") and last.HasField("found"):
                 out[first.topic, first.partition] = (first.found.offset, last.found.offset)
         return out

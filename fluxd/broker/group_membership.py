@@ -214,16 +214,18 @@ def _checked(join: groups_pb2.Join, client: MemberClient) -> group_log_pb2.JoinM
     if len(join.member_id) != MEMBER_ID_BYTES:
         raise _invalid(f"member_id has {len(join.member_id)} bytes, not {MEMBER_ID_BYTES}")
     if len(join.client_name) > limits.CLIENT_NAME_CHARS_MAX:
-        raise _invalid(f"client_name has {len(join.client_name)} characters, the bound is 249")
+        raise _invalid(f"client_name has {len(join.client_name)} characters, above {limits.CLIENT_NAME_CHARS_MAX}")
     topics = tuple(dict.fromkeys(join.topics))
     if not 1 <= len(topics) <= limits.GROUP_TOPICS_MAX:
         raise _invalid(f"{len(topics)} topics are not 1..{limits.GROUP_TOPICS_MAX}")
     session_ms = join.session_timeout_ms or limits.SESSION_TIMEOUT_MS_DEFAULT
     rebalance_ms = join.rebalance_timeout_ms or limits.REBALANCE_TIMEOUT_MS_DEFAULT
     if not limits.SESSION_TIMEOUT_MS_MIN <= session_ms <= limits.SESSION_TIMEOUT_MS_MAX:
-        raise _invalid(f"session_timeout_ms {session_ms} is not 1,000..300,000")
+        bounds = f"{limits.SESSION_TIMEOUT_MS_MIN:,}..{limits.SESSION_TIMEOUT_MS_MAX:,}"
+        raise _invalid(f"session_timeout_ms {session_ms} is not {bounds}")
     if not limits.REBALANCE_TIMEOUT_MS_MIN <= rebalance_ms <= limits.REBALANCE_TIMEOUT_MS_MAX:
-        raise _invalid(f"rebalance_timeout_ms {rebalance_ms} is not 1,000..3,600,000")
+        bounds = f"{limits.REBALANCE_TIMEOUT_MS_MIN:,}..{limits.REBALANCE_TIMEOUT_MS_MAX:,}"
+        raise _invalid(f"rebalance_timeout_ms {rebalance_ms} is not {bounds}")
     return group_log_pb2.JoinMember(
         member_id=join.member_id, client_name=join.client_name, host=client.host, via_node=client.via_node,
         topics=topics, session_timeout_ms=session_ms, rebalance_timeout_ms=rebalance_ms,

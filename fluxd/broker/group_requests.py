@@ -36,9 +36,10 @@ R = TypeVar("R", bound=Message)
 
 
 class TopicRouting(Protocol):
-    """From a topic's name to a partition: `Routes`."""
+    """From names to partitions: `Routes`."""
 
     async def find(self, topic: str, partition: int, topic_id: bytes) -> Route: ...
+    async def find_all(self, partitions: Iterable[tuple[str, int, bytes]]) -> list[Route | FluxError]: ...
 
 
 class GroupRequests:
@@ -58,7 +59,8 @@ class GroupRequests:
         _check_count(len(request.offsets), 1, limits.OFFSET_COMMITS_MAX, "offsets")
         for item in request.offsets:
             if len(item.metadata.encode()) > limits.OFFSET_METADATA_BYTES_MAX:
-                raise _invalid(f"metadata of {item.topic}-{item.partition} is above 4,096 bytes")
+                bound = f"{limits.OFFSET_METADATA_BYTES_MAX:,} bytes"
+                raise _invalid(f"metadata of {item.topic}-{item.partition} is above {bound}")
         await self.coordinators.ensure_topic()
 
         async def commit(coordinator: Coordinator) -> groups_pb2.CommitOffsetsResponse:
@@ -75,16 +77,15 @@ class GroupRequests:
             groups_pb2.OffsetCommitResult(topic=each.topic, partition=each.partition) for each in request.offsets
         ]
         offsets, numbers = list[group_log_pb2.GroupOffset](), list[int]()
-        for number, item in enumerate(request.offsets):
-            try:
-                topic_id = (await self._routes.find(item.topic, item.partition, item.topic_id)).topic.topic_id
-            except FluxError as error:
-                results[number].error.CopyFrom(error_message(error, writes=True))
+        routes = await self._routes.find_all((each.topic, each.partition, each.topic_id) for each in request.offsets)
+        for number, (item, route) in enumerate(zip(request.offsets, routes, strict=True)):
+            if isinstance(route, FluxError):
+                results[number].error.CopyFrom(error_message(route, writes=True))
                 continue
             numbers.append(number)
             offsets.append(
                 group_log_pb2.GroupOffset(
-                    topic_id=topic_id, partition=item.partition, offset=item.offset, rewind=item.rewind,
+                    topic_id=route.topic.topic_id, partition=item.partition, offset=item.offset, rewind=item.rewind,
                     metadata=item.metadata,
                 )
             )  # fmt: skip

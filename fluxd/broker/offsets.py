@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from fluxd.broker.answer import answer_of
 from fluxd.broker.forward import Forwarder
 from fluxd.broker.routes import LEADER_WAIT, Route, Routes
 from fluxd.core import limits
@@ -81,9 +82,7 @@ class ListingOffsets:
     ) -> log_pb2.OffsetResult | NodeId:
         group = self._routes.leading(route)
         if group is not None:
-            future: asyncio.Future[FluxError | None] = asyncio.get_running_loop().create_future()
-            group.read_index(lambda error: None if future.done() else future.set_result(error))
-            error = await future
+            error = await answer_of(group.read_index)
             if error is None:
                 return await self._look(query, group)
             if query.HasField("latest"):

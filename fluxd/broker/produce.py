@@ -189,11 +189,12 @@ class Producing:
         leader = self._routes.leader_of_group(group_id) if hops else None
         if hops and leader is not None and any(hop.node != leader for hop in hops):
             when = self._reactor.now() + _REPLACED_GRACE
-            self._reactor.call_at(when, lambda: self._give_up(group_id, leader))
+            self._reactor.call_at(when, lambda: self._give_up(group_id))
 
-    def _give_up(self, group_id: GroupId, leader: NodeId) -> None:
+    def _give_up(self, group_id: GroupId) -> None:
+        leader = self._routes.leader_of_group(group_id)  # it may have come back
         for hop in tuple(self._hops.get(group_id, ())):
-            if hop.node != leader and not hop.future.done():
+            if leader is not None and hop.node != leader and not hop.future.done():
                 why = f"passed on to node {hop.node}, which did not answer until node {leader} had become the leader"
                 hop.future.set_result(FluxError(Reason.OUTCOME_UNKNOWN, why))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fluxd.broker.cluster import ClusterView, LeaderHint
@@ -41,6 +41,10 @@ class Route:
         return self.topic.partitions[self.partition].voters
 
 
+def _may_be_stale(found: Route | FluxError) -> bool:
+    return isinstance(found, FluxError) and found.reason in _MAYBE_STALE
+
+
 class Routes:
     """See the module.
 
@@ -70,23 +74,40 @@ class Routes:
             FluxError: UNKNOWN_TOPIC, UNKNOWN_PARTITION, TOPIC_ID_MISMATCH; or NO_CONTROLLER: whether it is so cannot be
             found out now, retriable.
         """
-        try:
-            return self.lookup(topic, partition, topic_id)
-        except FluxError as error:
-            if error.reason not in _MAYBE_STALE:
-                raise
-            unknown = error
+        found = self._try(topic, partition, topic_id)
+        if isinstance(found, FluxError):
+            (found,) = await self.find_all([(topic, partition, topic_id)])
+        if isinstance(found, FluxError):
+            raise found
+        return found
+
+    async def find_all(self, partitions: Iterable[tuple[str, int, bytes]]) -> list[Route | FluxError]:
+        """As `find`, for many: topic, partition, topic id of each. However many are unknown, they cost one wait."""
+        asked = list(partitions)
+        found = [self._try(*each) for each in asked]
+        if not any(_may_be_stale(each) for each in found):
+            return found
         try:
             async with asyncio.timeout(limits.NO_QUORUM_ANSWER):
                 await self._confirm()
         except (FluxError, TimeoutError) as error:
             why = error.message if isinstance(error, FluxError) else "the controller did not answer in time"
-            raise FluxError(
-                Reason.NO_CONTROLLER,
-                f"{unknown.message} as far as node {self.node_id} knows, but its metadata may be behind: {why}",
-                metadata=unknown.metadata,
-            ) from error
-        return self.lookup(topic, partition, topic_id)
+            return [self._not_to_be_told(each, why) if _may_be_stale(each) else each for each in found]
+        return [self._try(*each) for each in asked]
+
+    def _try(self, topic: str, partition: int, topic_id: bytes) -> Route | FluxError:
+        try:
+            return self.lookup(topic, partition, topic_id)
+        except FluxError as error:
+            return error
+
+    def _not_to_be_told(self, unknown: Route | FluxError, why: str) -> FluxError:
+        assert isinstance(unknown, FluxError)
+        return FluxError(
+            Reason.NO_CONTROLLER,
+            f"{unknown.message} as far as node {self.node_id} knows, but its metadata may be behind: {why}",
+            metadata=unknown.metadata,
+        )
 
     def lookup(self, topic: str, partition: int, topic_id: bytes) -> Route:
         """As `find`, from what this node knows now."""

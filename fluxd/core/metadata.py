@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from fluxd.core import limits
 from fluxd.core.errors import Reason
+from fluxd.core.names import INTERNAL_PREFIX
 from fluxd.core.types import (
     DIRECTORY_ID_BYTES,
     METADATA_TOPIC,
@@ -36,7 +37,6 @@ COMMAND_VERSION = 3
 
 COMMAND_ID_BYTES = 16
 FIRST_GENERATION = 0
-INTERNAL_PREFIX = "__"
 
 
 class UnknownCommand(Exception):

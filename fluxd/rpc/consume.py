@@ -11,7 +11,7 @@ from fluxd.broker.thin_consuming import ThinConsuming
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
 from fluxd.rpc.groups import client_host
-from fluxd.rpc.handling import Context, bidi_stream, parse
+from fluxd.rpc.handling import Context, bidi_stream, parse_each
 from fluxlog.v1 import consume_pb2
 
 
@@ -33,14 +33,9 @@ class ConsumerService:
     async def _consume(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         consuming = self._consuming()
         client = MemberClient(client_host(context), self._node_id, forwarded=False)
-        messages = _parsed(requests)
+        messages = parse_each(consume_pb2.ConsumeRequest, requests)
         first = await anext(messages, None)
         if first is None or not first.HasField("subscribe"):
             raise FluxError(Reason.INVALID_ARGUMENT, "the first message of a consumer is Subscribe")
         async for response in consuming.consume(first.subscribe, messages, client):
             yield response.SerializeToString()
-
-
-async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[consume_pb2.ConsumeRequest]:
-    async for request in requests:
-        yield parse(consume_pb2.ConsumeRequest, request)

@@ -12,7 +12,7 @@ from fluxd.broker.group_requests import GroupRequests
 from fluxd.broker.thin_consuming import ThinConsuming
 from fluxd.core.errors import FluxError, Reason
 from fluxd.core.types import NodeId
-from fluxd.rpc.handling import Context, bidi_stream, parse, typed_unaries
+from fluxd.rpc.handling import Context, bidi_stream, parse_each, typed_unaries
 from fluxlog.v1 import groups_pb2
 
 WRITES = frozenset({"CommitOffsets", "DeleteGroup", "ResetOffsets"})
@@ -53,7 +53,7 @@ class GroupsService:
     async def _join(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         membership = self._broker().membership
         client = self._client(context)
-        messages = _parsed(requests)
+        messages = parse_each(groups_pb2.MemberMessage, requests)
         first = await anext(messages, None)
         if first is None or not first.HasField("join"):
             raise FluxError(Reason.INVALID_ARGUMENT, "the first message of a member is Join")
@@ -105,11 +105,6 @@ class GroupsService:
     ) -> groups_pb2.ResetOffsetsResponse:
         """See groups.proto."""
         return await self._broker().requests.reset_offsets(request, forwarded=self._is_forwarded(context))
-
-
-async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[groups_pb2.MemberMessage]:
-    async for request in requests:
-        yield parse(groups_pb2.MemberMessage, request)
 
 
 def client_host(context: Context) -> str:

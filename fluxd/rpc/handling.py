@@ -46,6 +46,12 @@ def parse(kind: type[M], data: bytes) -> M:
         ) from error
 
 
+async def parse_each(kind: type[M], requests: AsyncIterator[bytes]) -> AsyncIterator[M]:
+    """`parse`, of a stream."""
+    async for request in requests:
+        yield parse(kind, request)
+
+
 class _Call:
     """One call's end: its status, its log line."""
 

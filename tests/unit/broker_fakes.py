@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fluxd.broker.cluster import ClusterView, LocalNode
 from fluxd.broker.cluster import Replica as GroupView
-from fluxd.core.errors import FluxError
+from fluxd.core.errors import FluxError, Reason
 from fluxd.core.metadata import FIRST_GENERATION, Image, Partition, Replica, apply, founding_image
 from fluxd.core.metadata_commands import Commands
 from fluxd.core.types import GroupId, NodeId, Offset, Term
@@ -113,6 +113,8 @@ class FakeGroup:
         self.missing: tuple[NodeId, ...] | None = None
         self.transfers: list[NodeId | None] = []
         self.refusal: FluxError | None = None
+        self.confirmed_high_watermark: Offset | None = None
+        """What the high watermark is found to be when it is confirmed; None: as it is."""
         self.was_handed_over = False
 
     def become(self, role: Role, term: int, leader: int | None, *, handed_over: bool = False) -> None:
@@ -131,8 +133,17 @@ class FakeGroup:
         self.transfers.append(to)
         return self.refusal
 
+    def read_index(self, done: Callable[[FluxError | None], None]) -> None:
+        """At once."""
+        if self.confirmed_high_watermark is not None:
+            self.high_watermark = self.confirmed_high_watermark
+        done(None)
+
     def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None:
         """In force at once, unless it is refused."""
+        if log_start_offset > self.high_watermark:
+            done(FluxError(Reason.OFFSET_OUT_OF_RANGE, "behind the high watermark"))
+            return
         if self.refusal is None:
             self.log_start_offset = max(self.log_start_offset, log_start_offset)
         done(self.refusal)

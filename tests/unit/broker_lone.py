@@ -61,6 +61,8 @@ class Lone:
         self.metadata.create("away", partition(2))
         self.confirmed = True
         """The metadata can be confirmed with a majority."""
+        self.confirmations = 0
+        """Asked for."""
         me = Identity(ME, directory(ME), (), "host1:7000", 1, "0", False)
         self.routes = Routes(self.view, self.host.groups, self._confirm, lambda node: False)
         forwarder = Forwarder(me, b"", Nobody(), [ME, NodeId(2)])
@@ -71,6 +73,7 @@ class Lone:
         self.offsets = ListingOffsets(self.reactor, self.routes, forwarder)
 
     async def _confirm(self) -> None:
+        self.confirmations += 1
         if not self.confirmed:
             raise FluxError(Reason.NO_CONTROLLER, "nobody to ask")
 

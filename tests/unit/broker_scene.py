@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import cast
 
 from fluxd.broker.administration import Administration
@@ -45,6 +45,15 @@ class FakeRoutes:
         if known is None:
             raise FluxError(Reason.UNKNOWN_TOPIC, topic, metadata={"topic": topic})
         return Route(known, partition, known.group_id(partition))
+
+    async def find_all(self, partitions: Iterable[tuple[str, int, bytes]]) -> list[Route | FluxError]:
+        found: list[Route | FluxError] = []
+        for each in partitions:
+            try:
+                found.append(await self.find(*each))
+            except FluxError as error:
+                found.append(error)
+        return found
 
     async def await_leader(self, route: Route, seconds: float) -> LeaderHint:
         hint = self.leader(route)

@@ -134,6 +134,10 @@ def test_records_are_deleted_by_the_leader() -> None:
     request = admin_pb2.DeleteRecordsRequest(topic="orders", before_offset=7)
     response = asyncio.run(scene.admin.delete_records(request, forwarded=False))
     assert (response.log_start_offset, response.high_watermark) == (7, 10)
+    group.confirmed_high_watermark = Offset(11)  # a new leader's own is behind what its predecessor has told
+    request.before_offset = 11
+    response = asyncio.run(scene.admin.delete_records(request, forwarded=False))
+    assert (response.log_start_offset, response.high_watermark) == (11, 11)
     group.refusal = FluxError(Reason.OFFSET_OUT_OF_RANGE, "behind the end")
     with pytest.raises(FluxError, match="behind the end"):
         asyncio.run(scene.admin.delete_records(request, forwarded=False))

@@ -98,6 +98,16 @@ def test_a_down_node_and_an_unadmitted_replica_are_told_apart() -> None:
     assert "node 3: unadmitted: the disk was replaced" in out.why
 
 
+def test_who_lags_takes_part() -> None:
+    """With a node down and the other follower far behind, writes are accepted, and acknowledged when it has them."""
+    cluster, group_id = with_partition(1, 2, 3)
+    group = lead_here(cluster, group_id)
+    group.in_sync, group.durable, group.heard_ms = set(), {2: 4}, {2: 10}
+    cluster.view.peer_lost(NodeId(3))
+    why = describe(cluster, group_id).why
+    assert why.startswith("acknowledgements are late: 2 of 3 replicas are needed, 1 in sync; node 2: 6 entries behind")
+
+
 def test_no_leader_for_lack_of_replicas() -> None:
     """With too few replicas the reason names what is needed and who is missing."""
     cluster, group_id = with_partition(1, 2, 3)

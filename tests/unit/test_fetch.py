@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fluxd.broker.routes import Route
 from fluxd.broker.waiting import WaitingRoom
 from fluxd.core import limits
 from fluxd.core.errors import FluxError, Reason
@@ -135,6 +137,29 @@ def test_waits_for_a_commit(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_what_is_committed_while_a_fetch_reads_ends_its_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wakes nobody, since nobody waits yet."""
+
+    async def test(node: Lone) -> None:
+        await write(node, b"a")
+        read = node.fetching._read
+        reads = list[object]()
+
+        async def slow_read(*args: Any) -> Any:
+            chunk = await read(*args)
+            if not reads:
+                await write(node, bytes(4_000))
+            reads.append(chunk)
+            return chunk
+
+        monkeypatch.setattr(node.fetching, "_read", slow_read)
+        async with asyncio.timeout(10):
+            assert (await fetch(node, 0, max_wait_ms=30_000, min_bytes=3_000)).status.next_offset == 2
+        assert len(reads) == 2
+
+    run(tmp_path, test)
+
+
 def test_follow(tmp_path: Path) -> None:
     """What is there, then what comes; the end of the replica ends the stream with the reason."""
 
@@ -153,6 +178,27 @@ def test_follow(tmp_path: Path) -> None:
             with pytest.raises(FluxError) as caught:
                 await last
         assert caught.value.reason is Reason.REPLICA_OFFLINE
+
+    run(tmp_path, test)
+
+
+def test_many_unknown_names_cost_one_confirmation(tmp_path: Path) -> None:
+    """Each is found, or refused for itself; where nothing can be confirmed, what is known is found."""
+
+    async def test(node: Lone) -> None:
+        asked = [("solo", 0, b""), ("nothing", 0, b""), ("solo", 7, b""), ("none", 0, b"")]
+        solo, nothing, seventh, none = await node.routes.find_all(asked)
+        assert isinstance(solo, Route)
+        assert (solo.name, node.confirmations) == ("solo-0", 1)
+        reasons = [error.reason for error in (nothing, seventh, none) if isinstance(error, FluxError)]
+        assert reasons == [Reason.UNKNOWN_TOPIC, Reason.UNKNOWN_PARTITION, Reason.UNKNOWN_TOPIC]
+        node.confirmed = False
+        solo, nothing = await node.routes.find_all(asked[:2])
+        assert isinstance(solo, Route)
+        assert isinstance(nothing, FluxError)
+        assert (nothing.reason, node.confirmations) == (Reason.NO_CONTROLLER, 2)
+        await node.routes.find_all(asked[:1])
+        assert node.confirmations == 2, "nothing was unknown"
 
     run(tmp_path, test)
 
