@@ -253,7 +253,7 @@ class DescribeTopicsRequest(_message.Message):
     """Only partitions with a replica out of sync or without a leader."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Empty: all that are not internal."""
+        """At most 10,000. Empty: all that are not internal."""
 
     def __init__(
         self,

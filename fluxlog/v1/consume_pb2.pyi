@@ -19,7 +19,7 @@ the partition and where it goes on. A client with `accepts_undeliverable` gets `
 
 At least once: what was delivered and not acknowledged when the stream ends is delivered again, to this client or
 another one. When the stream breaks, open a new one on any node, with the member id from Subscribed: within the session
-timeout nothing changes hands.
+timeout nothing changes hands. Where the earlier stream still stands it ends with FENCED_MEMBER.
 
 The other half, an idempotent producer, is Log.Produce with `records`, `producer_id` and `base_sequence`.
 """
@@ -156,7 +156,8 @@ Global___Subscribe: _TypeAlias = Subscribe  # noqa: Y015
 @_typing.final
 class Ack(_message.Message):
     """Records first_offset..last_offset (inclusive) of a partition are done. In any order; committed is what is acknowledged
-    without a gap. Of a partition that is no longer this member's it is ignored.
+    without a gap. 100,000 records behind one that is not acknowledged no more of its partition are delivered until it is.
+    Of a partition that is no longer this member's it is ignored.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -240,6 +241,8 @@ Global___ConsumeResponse: _TypeAlias = ConsumeResponse  # noqa: Y015
 
 @_typing.final
 class Subscribed(_message.Message):
+    """Comes again, with another id, when the member was away for longer than its session and is another one now."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMBER_ID_FIELD_NUMBER: _builtins.int

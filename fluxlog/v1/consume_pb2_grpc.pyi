@@ -19,7 +19,7 @@ the partition and where it goes on. A client with `accepts_undeliverable` gets `
 
 At least once: what was delivered and not acknowledged when the stream ends is delivered again, to this client or
 another one. When the stream breaks, open a new one on any node, with the member id from Subscribed: within the session
-timeout nothing changes hands.
+timeout nothing changes hands. Where the earlier stream still stands it ends with FENCED_MEMBER.
 
 The other half, an idempotent producer, is Log.Produce with `records`, `producer_id` and `base_sequence`.
 """
