@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -17,12 +18,12 @@ from fluxctl.measuring import (
     measure_producing,
     percentile,
 )
+from fluxctl.options import codec_of
 from fluxctl.output import Output, OutputFormat, emit
 from fluxctl.session import Session, session_of
 from fluxlog.aio.admin import Admin
 from fluxlog.aio.consumer import Consumer
 from fluxlog.aio.producer import BATCH_BYTES_DEFAULT, LINGER_MS_DEFAULT, Producer
-from fluxlog.codec import Codec
 
 app = typer.Typer(no_args_is_help=True, help="Measure a cluster: produce, consume, end to end.")
 
@@ -75,7 +76,7 @@ def produce(
     session = session_of(context)
 
     async def run() -> tuple[_Head, Measured]:
-        options = {"batch_bytes": batch_size, "linger_ms": linger_ms, "codec": _codec_of(codec)}
+        options = {"batch_bytes": batch_size, "linger_ms": linger_ms, "codec": codec_of(codec)}
         async with Producer(session.addresses(), **options) as producer:  # type: ignore[arg-type]
             done = await measure_producing(
                 producer, topic, records=num_records, record_bytes=record_size, per_second=max(throughput, 0.0),
@@ -140,13 +141,6 @@ def end_to_end(
     _report(session, head, done, "sent and consumed", output)
 
 
-def _codec_of(name: str) -> Codec:
-    try:
-        return Codec[name.upper()]
-    except KeyError as error:
-        raise typer.BadParameter(f"{name!r} is none of none, zstd, lz4, gzip", param_hint="--codec") from error
-
-
 async def _head(session: Session, topic: str, about: str) -> _Head:
     async with Admin(session.addresses()) as admin:
         nodes = len((await admin.describe_cluster()).nodes)
@@ -155,12 +149,20 @@ async def _head(session: Session, topic: str, about: str) -> _Head:
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
+    """Run it, on uvloop where that is installed. Of the failures of its tasks the first one is raised."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):
         import uvloop
-    except ImportError:
-        return asyncio.run(coroutine)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(coroutine)
+
+        factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(coroutine)
+    except ExceptionGroup as failures:
+        first: Exception = failures
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from failures
 
 
 def _report(session: Session, head: _Head, done: Measured, what: str, output: OutputFormat) -> None:

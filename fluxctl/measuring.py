@@ -13,11 +13,15 @@ from fluxlog.aio.lanes import Delivery
 from fluxlog.aio.producer import RECORD_OVERHEAD, Producer
 
 _STRETCH = 500
-"""Records between two turns of the loop."""
+"""Records between two turns of the loop, at most; fewer of large ones."""
+_STRETCH_SHARE = 4
+"""What is sent between two turns takes no more than this part of the producer's buffer."""
 _SAMPLES_PER_S = 1_000
 """Records whose time to the acknowledgement is taken, at most; of fewer every one."""
 _TELL_INTERVAL = 5.0
 _POOL = 1_000
+"""Different records, at most."""
+_POOL_BYTES = 32 * 1024 * 1024
 STAMP_BYTES = 40
 """Of a record that is timed from end to end: which run it is of, and when it was due."""
 
@@ -61,22 +65,23 @@ async def measure_producing(
         tell: takes a line every 5 seconds.
 
     Raises:
-        FluxlogError: a sampled record was not acknowledged.
+        FluxlogError: a sampled record was not acknowledged; in an ExceptionGroup.
     """
-    blob = os.urandom(record_bytes * _POOL)
-    pool = [blob[at : at + record_bytes] for at in range(0, len(blob), record_bytes)]
+    pool = _pool(record_bytes)
     await producer.prepare(topic)
-    done, room = Measured(record_bytes=record_bytes), _STRETCH * (record_bytes + RECORD_OVERHEAD)
+    size = record_bytes + RECORD_OVERHEAD
+    stretch = max(1, min(_STRETCH, producer.buffer_bytes // _STRETCH_SHARE // size))
+    done, room = Measured(record_bytes=record_bytes), stretch * size
     async with asyncio.TaskGroup() as samples:
         began = told_at = time.perf_counter()
         next_sample, told_records = began, 0
         while done.records < records:
             now = time.perf_counter()
-            count = min(records - done.records, _STRETCH)
+            count = min(records - done.records, stretch)
             if per_second:
                 count = min(count, int((now - began) * per_second) + 1 - done.records)
             for number in range(count):
-                delivery = producer.send_nowait(topic, pool[(done.records + number) % _POOL])
+                delivery = producer.send_nowait(topic, pool[(done.records + number) % len(pool)])
             if count > 0 and now >= next_sample:
                 next_sample = max(next_sample + 1 / _SAMPLES_PER_S, now)
                 due = began + (done.records + count - 1) / per_second if per_second else now
@@ -90,6 +95,12 @@ async def measure_producing(
         await producer.flush()
     done.seconds = time.perf_counter() - began
     return done
+
+
+def _pool(record_bytes: int) -> list[bytes]:
+    """Values that cannot be compressed."""
+    blob = os.urandom(record_bytes * max(1, min(_POOL, _POOL_BYTES // record_bytes)))
+    return [blob[at : at + record_bytes] for at in range(0, len(blob), record_bytes)]
 
 
 async def _rest(producer: Producer, room: int, next_due: float) -> None:
@@ -133,6 +144,9 @@ async def measure_end_to_end(
 
     Args:
         record_bytes: STAMP_BYTES at least.
+
+    Raises:
+        FluxlogError: a record was not acknowledged, so that nobody need wait for it; in an ExceptionGroup.
     """
     done = Measured(record_bytes=record_bytes)
     run = os.urandom(8).hex().encode()
@@ -146,14 +160,23 @@ async def measure_end_to_end(
                 if len(done.latencies_ms) == records:
                     return
 
+    async def acknowledge() -> None:
+        for _ in range(records):
+            await (await sent.get())
+
+    sent: asyncio.Queue[Delivery] = asyncio.Queue()
+    room = record_bytes + RECORD_OVERHEAD
     await producer.prepare(topic)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(consume())
+        tasks.create_task(acknowledge())
         began = time.perf_counter()
         for number in range(records):
             due = began + number / per_second
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             done.late_ms.append((time.perf_counter() - due) * 1000)
-            producer.send_nowait(topic, (b"%s %.9f" % (run, due)).ljust(record_bytes))
+            if producer.buffer_bytes - producer.buffered_bytes < room:
+                await producer.ready(room)
+            sent.put_nowait(producer.send_nowait(topic, (b"%s %.9f" % (run, due)).ljust(record_bytes)))
     done.records, done.seconds = records, time.perf_counter() - began
     return done
