@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from fluxlog.offline.frames import Entry, NoEntryError, breach, entry_at, find_sound, opened, segments
+from fluxlog.offline.frames import (
+    Entry,
+    NoEntryError,
+    SegmentBytes,
+    UnreadableError,
+    breach,
+    entry_at,
+    find_sound,
+    opened,
+    segments,
+)
 from fluxlog.offline.metadata_state import METADATA_TOPIC_ID, MetadataState, MetadataStates, chunks_in
 from fluxlog.offline.state import (
     SnapshotHead,
@@ -193,19 +203,20 @@ class _Check:
             if first_index > state.mark_segment and first_index != self._out.last_index + 1:
                 self._torn(sum(path.stat().st_size for _, path in found[number:]), f"{path.name}: does not follow")
                 return
+            size = path.stat().st_size
+            must = size if first_index < state.mark_segment else 0
+            if first_index == state.mark_segment:
+                must = state.mark_position
+                if size < must:
+                    raise _Damage(f"{path.name}: {size} bytes, but it was synced up to {must}")
             with opened(path) as data:
-                must = len(data) if first_index < state.mark_segment else 0
-                if first_index == state.mark_segment:
-                    must = state.mark_position
-                    if len(data) < must:
-                        raise _Damage(f"{path.name}: {len(data)} bytes, but it was synced up to {must}")
                 torn_at = self._segment(path.name, data, first_index, must)
-                if first_index == state.mark_segment:
-                    self._check_mark(path.name, data, state)
-                if torn_at is not None:
-                    rest = sum(path.stat().st_size for _, path in found[number + 1 :])
-                    self._torn(len(data) - torn_at + rest, f"{path.name}: position {torn_at}")
-                    return
+            if first_index == state.mark_segment:
+                self._check_mark(path.name, state)
+            if torn_at is not None:
+                rest = sum(path.stat().st_size for _, path in found[number + 1 :])
+                self._torn(size - torn_at + rest, f"{path.name}: position {torn_at}")
+                return
 
     def _without_trimmed(self, found: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
         """Without what a trim had let go of and power brought back: the node removes it at the next start."""
@@ -229,13 +240,15 @@ class _Check:
         self._out.condition, self._out.torn_bytes = Condition.TORN, size
         self._out.why = f"{why}: {size} bytes behind the last sync are cut at the next start"
 
-    def _segment(self, name: str, data: memoryview, first_index: int, must: int) -> int | None:
+    def _segment(self, name: str, data: SegmentBytes, first_index: int, must: int) -> int | None:
         """Take entries over; returns where a torn tail begins, None without one."""
         position = 0
         while position < len(data):
             try:
                 entry = entry_at(data, position)
                 why = "" if entry.is_sound else f"checksum of entry {entry.stamp.raft_index} does not match its bytes"
+            except UnreadableError as error:  # a torn tail can be read
+                raise _Damage(f"{name}: {error}") from error
             except NoEntryError as error:
                 entry, why = None, str(error).partition(": ")[2]
             if entry is not None and not why:
@@ -294,7 +307,7 @@ class _Check:
         if stamp.raft_index == 1 and (stamp.kind != record_pb2.ENTRY_KIND_BIRTH or stamp.previous_checksum != expected):
             raise _Damage(f"{name}: position 0: entry 1 is not the birth entry of this partition")
 
-    def _check_mark(self, name: str, data: memoryview, state: State) -> None:
+    def _check_mark(self, name: str, state: State) -> None:
         if self._out.last_index < state.mark_index:
             raise _Damage(f"{name}: position {state.mark_position} is not behind entry {state.mark_index}")
 

@@ -8,7 +8,7 @@ from crc32c import crc32c
 from google.protobuf.message import DecodeError
 
 from fluxlog.entry import UndecodableBatchError, records_of
-from fluxlog.offline.frames import Entry, message_of
+from fluxlog.offline.frames import Entry, SegmentBytes, message_of
 from fluxlog.v1 import metadata_pb2, state_pb2
 
 METADATA_TOPIC_ID = bytes(15) + b"\x01"
@@ -27,7 +27,7 @@ class MetadataState:
     nodes: int
 
 
-def chunks_in(data: memoryview, entry: Entry) -> list[state_pb2.StateChunk]:
+def chunks_in(data: SegmentBytes, entry: Entry) -> list[state_pb2.StateChunk]:
     """The parts of states in a sound entry of the metadata log; none where it cannot be decoded."""
     out = []
     try:

@@ -18,6 +18,27 @@ _VOTES_HEAD = struct.Struct("<8sII")
 _VOTE = struct.Struct("<16sIIQHHI")
 
 
+class UnreadableFileError(Exception):
+    """The disk cannot read a file."""
+
+
+def _read(path: Path) -> bytes | None:
+    """A file's bytes; None: there is no such file.
+
+    Raises:
+        UnreadableFileError: the disk cannot read it.
+        PermissionError: this process may not.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise UnreadableFileError(f"cannot be read: {error.strerror}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What must be there (the sync mark), and what was known to be committed (the checkpoint)."""
@@ -62,10 +83,12 @@ class Votes:
 
 
 def read_state(directory: Path) -> State | None:
-    """The valid slot with the higher sequence; None: there is no file, or no valid slot."""
+    """The valid slot with the higher sequence; None: there is no file that can be read, or no valid slot."""
     try:
-        data = (directory / "state").read_bytes()
-    except FileNotFoundError:
+        data = _read(directory / "state")
+    except UnreadableFileError:
+        return None
+    if data is None:
         return None
     found = []
     for at in _SLOTS_AT:
@@ -78,10 +101,13 @@ def read_state(directory: Path) -> State | None:
 
 
 def read_snapshots(directory: Path, topic_id: bytes, partition: int) -> list[SnapshotHead]:
-    """Snapshots of this partition that are whole, the newest first."""
+    """Snapshots of this partition that are whole and can be read, the newest first."""
     found = []
     for path in sorted(directory.glob("*.snap"), reverse=True):
-        data = path.read_bytes()
+        try:
+            data = _read(path) or b""
+        except UnreadableFileError:
+            continue
         if len(data) < _OLD_SNAPSHOT.size + 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
             continue
         if data[:4] == b"FXP1":
@@ -96,11 +122,13 @@ def read_snapshots(directory: Path, topic_id: bytes, partition: int) -> list[Sna
 
 def read_votes(path: Path) -> Votes | None:
     """None: there is no file."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
     groups: dict[tuple[bytes, int, int], tuple[int, int]] = {}
+    try:
+        data = _read(path)
+    except UnreadableFileError as error:
+        return Votes(groups, 0, 0, str(error))
+    if data is None:
+        return None
     head = data[: _VOTES_HEAD.size]
     if (
         len(head) < _VOTES_HEAD.size
@@ -137,8 +165,10 @@ def read_meta(directory: Path) -> dict[str, Any] | None:
         ValueError: it is damaged.
     """
     try:
-        text = (directory / "meta.json").read_text()
-    except FileNotFoundError:
+        text = _read(directory / "meta.json")
+    except UnreadableFileError as error:
+        raise ValueError(f"meta.json {error}") from error
+    if text is None:
         return None
     content = json.loads(text)
     try:

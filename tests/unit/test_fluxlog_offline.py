@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -244,6 +247,77 @@ def test_walking_goes_on_behind_damage(root: Path) -> None:
     assert isinstance(found[1], NoEntryError)
     assert found[1].position == first.end
     assert len(found) == len(entries)
+
+
+@pytest.fixture
+def one_file(tmp_path: Path) -> Path:
+    """A segment of 300 synced entries in many sectors; its path."""
+    directory = open_directory(RealFileSystem(tmp_path), tmp_path, NodeId(7), lambda size: bytes(size))
+    log = create_log(directory.fs, 1 << 20)
+    for _ in range(300):
+        append(log, bytes(60))
+    sync(log, 15)
+    log.close()
+    directory.close()
+    (path,) = files(tmp_path)
+    return path
+
+
+def bad_sectors(monkeypatch: pytest.MonkeyPatch, begin: int, end: int) -> None:
+    """The disk reads up to them, and an error where a read begins in them."""
+
+    def pread(descriptor: int, size: int, position: int) -> bytes:
+        if begin <= position < end:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.pread(descriptor, begin - position if position < begin < position + size else size, position)
+
+    monkeypatch.setattr("fluxlog.offline.frames.os", SimpleNamespace(fstat=os.fstat, pread=pread))
+
+
+def test_what_the_disk_cannot_read_is_damage(one_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With file and position; what stands behind it is listed. It does not end the process."""
+    with opened(one_file) as data:
+        entries = list(walk(data))
+    bad_sectors(monkeypatch, 8192, 16384)
+    with opened(one_file) as data:
+        found = list(walk(data))
+    (hole,) = [each for each in found if isinstance(each, NoEntryError)]
+    assert str(hole) == "position 8192: cannot be read: Input/output error"
+    listed = [each for each in found if isinstance(each, Entry)]
+    assert listed == [
+        each for each in entries if isinstance(each, Entry) and not 8192 - each.size < each.position < 16384
+    ]
+    checked = check_partition(one_file.parent)
+    assert checked.condition is Condition.DAMAGED
+    assert checked.why == f"{one_file.name}: position 8192: cannot be read: Input/output error"
+
+
+def test_a_tail_that_the_disk_cannot_read_is_not_taken_for_a_torn_one(
+    one_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although it was never synced: what stands there is not known."""
+    begin = one_file.stat().st_size
+    with one_file.open("ab") as file:
+        file.write(bytes(100))
+    assert check_partition(one_file.parent).condition is Condition.TORN
+    bad_sectors(monkeypatch, begin, begin + 100)
+    checked = check_partition(one_file.parent)
+    assert (checked.condition, checked.records) == (Condition.DAMAGED, 300)
+    assert f"position {begin}: cannot be read" in checked.why
+
+
+def test_small_files_that_the_disk_cannot_read_are_told(root: Path) -> None:
+    """Directories stand for them here: they cannot be read either."""
+    for name in ("votes", "meta.json", f"{DIRECTORY}/state"):
+        (root / name).unlink()
+        (root / name).mkdir()
+    found = check_directory(root)
+    assert found.votes is not None
+    assert (found.votes.why, found.why) == (
+        "cannot be read: Is a directory",
+        "meta.json cannot be read: Is a directory",
+    )
+    assert found.partitions[0].why == "state: missing or unreadable, but a log is there"
 
 
 @pytest.mark.parametrize("seed", range(20))
