@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from typer.core import TyperGroup
 
 from fluxctl import bench, cluster, demo, groups, log, nodes, topics
 from fluxctl.consume import consume
-from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode, describe_failure
+from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode, describe_failure, describe_os_error
+from fluxctl.output import discard, drop_unwritable
 from fluxctl.produce import produce
 from fluxctl.session import Session
 from fluxlog.errors import FluxlogError
@@ -34,8 +34,12 @@ class _Root(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:  # whoever read our output has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)
             raise typer.Exit(ExitCode.OK) from None
+        except OSError as failure:
+            drop_unwritable()
+            self._fail(ctx, describe_os_error(failure), {})
+            raise typer.Exit(ExitCode.ERROR) from failure
         except FluxlogError as failure:
             self._fail(ctx, describe_failure(failure), failure.metadata)
             raise typer.Exit(ExitCode.ERROR) from failure

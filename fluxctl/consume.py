@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -12,11 +11,12 @@ from fluxctl import positions, template
 from fluxctl.consume_group import consume_as_member
 from fluxctl.exits import CommandError, ExitCode
 from fluxctl.interrupts import Interrupts
+from fluxctl.output import write_bytes
 from fluxctl.routes import route_of
 from fluxctl.session import Session, session_of
 from fluxlog.admin import Admin
 from fluxlog.client import Client
-from fluxlog.entry import FetchedBatch, FetchedRecord, UndecodableBatchError
+from fluxlog.entry import UndecodableBatchError, records_of
 from fluxlog.errors import FluxlogError
 from fluxlog.offsets import latest_offsets
 from fluxlog.reader import Fetched, Reader
@@ -144,38 +144,31 @@ class _Printer:
     def _print(self, fetched: Fetched) -> None:
         limit = self._ends[fetched.partition] if self._ends is not None else None
         out: list[bytes] = []
-        for batch in fetched.batches():
+        offset: int | None = fetched.wanted_offset
+        while offset is not None:
             try:
-                records = _records(batch, fetched.wanted_offset)
+                for record in records_of(fetched.entries, offset):
+                    if self._left == 0 or (limit is not None and record.offset >= limit):
+                        break
+                    out.append(self._render(self._topic, fetched.partition, record))
+                    if self._left is not None:
+                        self._left -= 1
+                offset = None
             except UndecodableBatchError as error:
                 self._write(out)
-                if not self._skip_corrupt:
-                    raise CommandError(
-                        f"{self._topic}-{fetched.partition}: {error}",
-                        f"step over it with --skip-corrupt, or begin behind it: --offset {error.next_offset} "
-                        f"--partition {fetched.partition}",
-                    ) from error
-                self._session.warn(f"{self._topic}-{fetched.partition}: {error}: stepped over")
-                out = []
-                continue
-            for record in records:
-                if self._left == 0 or (limit is not None and record.offset >= limit):
-                    break
-                out.append(self._render(self._topic, fetched.partition, record))
-                if self._left is not None:
-                    self._left -= 1
+                self._step_over(fetched.partition, error)
+                out, offset = [], error.next_offset
         self._write(out)
+
+    def _step_over(self, partition: int, error: UndecodableBatchError) -> None:
+        if not self._skip_corrupt:
+            raise CommandError(
+                f"{self._topic}-{partition}: {error}",
+                f"step over it with --skip-corrupt, or begin behind it: --offset {error.next_offset} "
+                f"--partition {partition}",
+            ) from error
+        self._session.warn(f"{self._topic}-{partition}: {error}: stepped over")
 
     def _write(self, out: list[bytes]) -> None:
         if out:
-            sys.stdout.buffer.write(b"".join(out))
-            sys.stdout.buffer.flush()
-
-
-def _records(batch: FetchedBatch, from_offset: int) -> list[FetchedRecord]:
-    decoded = batch.decode()
-    return [
-        FetchedRecord(offset, *record, batch.append_time_ms, batch.leader_epoch)
-        for offset, record in zip(decoded.offsets(batch.base_offset), decoded, strict=True)
-        if offset >= from_offset
-    ]
+            write_bytes(b"".join(out))

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.text import Text
 
 from fluxctl.demo_ledger import Ledger
 from fluxctl.describe import print_topics
@@ -45,7 +46,7 @@ class Stage:
     def tell(self, text: str) -> None:
         """A numbered step in one sentence."""
         self.step += 1
-        self.console.print(f"\n[bold]{self.step}.[/bold] {text}", soft_wrap=True)
+        self.console.print(Text.assemble("\n", (f"{self.step}.", "bold"), f" {text}"), soft_wrap=True)
 
     def show(self, text: str) -> None:
         """A result."""

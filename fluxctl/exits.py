@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum
 
 from fluxlog.errors import FluxlogError, Outcome
@@ -81,9 +82,10 @@ def describe_failure(failure: FluxlogError) -> str:
     return f"{failure.message} ({failure.reason})" + (f" — {advice}" if advice else "")
 
 
-def short_failure(failure: FluxlogError | None) -> str:
-    """Reason and message, for places where the advice would be said many times."""
-    return "" if failure is None else f"{failure.reason}: {failure.message}"
+def describe_os_error(failure: OSError) -> str:
+    """One line: which file, where one is named, and what the system says."""
+    said = failure.strerror or str(failure)
+    return said if failure.filename is None else f"{os.fsdecode(failure.filename)}: {said}"
 
 
 def exit_code_of(outcomes: set[Outcome]) -> ExitCode:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from fluxctl.exits import CommandError
+from fluxctl.exits import CommandError, ExitCode
 from fluxctl.group_tables import group_data, print_members, print_partitions, state_name
-from fluxctl.output import Output, OutputFormat, emit, table
+from fluxctl.output import Output, OutputFormat, confirm, emit, table, unread_is_well
 from fluxctl.resets import Reset, parse_topics, parse_where, plan_resets
 from fluxctl.session import Session, session_of
 from fluxlog.groups import Groups
@@ -21,29 +21,32 @@ app = typer.Typer(no_args_is_help=True, help="List, describe and delete consumer
 Names = Annotated[list[str], typer.Argument(help="Group names.", show_default=False)]
 
 
-def _all_groups(groups: Groups, session: Session) -> Sequence[groups_pb2.GroupSummary]:
-    answer = groups.list()
-    if answer.missing_partitions:
-        missing = ", ".join(map(str, answer.missing_partitions))
+def _end_if_incomplete(session: Session, missing_partitions: Sequence[int]) -> None:
+    """After what is known was shown."""
+    if missing_partitions:
+        missing = ", ".join(map(str, missing_partitions))
         session.warn(f"groups may be missing: partitions {missing} of __consumer_offsets have no leader to ask")
-    return answer.groups
+        raise typer.Exit(ExitCode.ERROR)
 
 
 @app.command("list")
 def list_groups(context: typer.Context, output: Output = OutputFormat.TABLE) -> None:
-    """List consumer groups.
+    """List consumer groups. Exit code 1, and a warning, when some may be missing.
 
     Example: fluxctl groups list
     """
     session = session_of(context)
     with session.client() as client:
-        found = _all_groups(Groups(client), session)
-    rows = [(each.group, state_name(each.state), each.members, each.coordinator_node) for each in found]
-    if output is not OutputFormat.TABLE:
-        keys = ("group", "state", "members", "coordinator_node")
-        emit([dict(zip(keys, row, strict=True)) for row in rows], output)
-        return
-    session.out.print(table(("GROUP", "STATE", "MEMBERS", "COORDINATOR"), rows, right=("MEMBERS", "COORDINATOR")))
+        answer = Groups(client).list()
+    rows = [(each.group, state_name(each.state), each.members, each.coordinator_node) for each in answer.groups]
+    with unread_is_well():
+        if output is not OutputFormat.TABLE:
+            keys = ("group", "state", "members", "coordinator_node")
+            emit([dict(zip(keys, row, strict=True)) for row in rows], output)
+        else:
+            columns = ("GROUP", "STATE", "MEMBERS", "COORDINATOR")
+            session.out.print(table(columns, rows, right=("MEMBERS", "COORDINATOR")))
+    _end_if_incomplete(session, answer.missing_partitions)
 
 
 @app.command()
@@ -56,21 +59,23 @@ def describe(
     """Describe consumer groups: what is committed and how far that is behind, and who consumes it.
 
     CURRENT-OFFSET is the next record to be read. LAG-SECONDS is the age of the first record that is not committed. "?"
-    where the partition's leader could not be asked.
+    where the partition's leader could not be asked. Exit code 1, and a warning, when some of all groups may be missing.
 
     Example: fluxctl groups describe billing --members
     """
     session = session_of(context)
     with session.client() as client:
         groups = Groups(client)
-        wanted = names or [group.group for group in _all_groups(groups, session)]
-        described = groups.describe(wanted)
-    if output is not OutputFormat.TABLE:
-        emit([group_data(group) for group in described], output)
-    elif members:
-        print_members(session.out, described)
-    else:
-        print_partitions(session.out, described)
+        listed = groups_pb2.ListGroupsResponse() if names else groups.list()
+        described = groups.describe(names or [group.group for group in listed.groups])
+    with unread_is_well():
+        if output is not OutputFormat.TABLE:
+            emit([group_data(group) for group in described], output)
+        elif members:
+            print_members(session.out, described)
+        else:
+            print_partitions(session.out, described)
+    _end_if_incomplete(session, listed.missing_partitions)
 
 
 @app.command()
@@ -85,7 +90,7 @@ def delete(
     """
     session = session_of(context)
     if not yes and sys.stdin.isatty():
-        typer.confirm(f"Delete {', '.join(names)} with all committed offsets?", abort=True)
+        confirm(f"Delete {', '.join(names)} with all committed offsets?")
     with session.client() as client:
         for name in names:
             Groups(client).delete(name)

@@ -8,10 +8,15 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """While entered, the first Ctrl-C sets `requested`; a second one raises KeyboardInterrupt at once."""
+    """While entered, the first Ctrl-C sets `requested`, a second one `insisted`.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        raises: the second one raises KeyboardInterrupt, at once and anywhere. Otherwise both are only looked at.
+    """
+
+    def __init__(self, *, raises: bool = True) -> None:
+        self.requested = self.insisted = False
+        self._raises = raises
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -24,6 +29,7 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._before)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+        self.insisted = self.requested
         self.requested = True
+        if self.insisted and self._raises:
+            raise KeyboardInterrupt

@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from fluxctl.exits import CommandError, ExitCode
-from fluxctl.output import Output, OutputFormat, emit, plural, size, table
+from fluxctl.output import Output, OutputFormat, emit, plural, size, table, unread_is_well
 from fluxctl.session import Session, session_of
 from fluxlog.offline.check import (
     PARTITIONS,
@@ -86,10 +86,11 @@ def check(context: typer.Context, directory: Directory, output: Output = OutputF
     else:
         found = check_directory(directory)
         is_sound = found.is_sound
-    if output is not OutputFormat.TABLE:
-        emit(_data(found, is_sound), output)
-    else:
-        _print(session, found, directory, is_sound)
+    with unread_is_well():
+        if output is not OutputFormat.TABLE:
+            emit(_data(found, is_sound), output)
+        else:
+            _print(session, found, directory, is_sound)
     if not is_sound:
         raise typer.Exit(ExitCode.DAMAGED)
 

@@ -14,6 +14,9 @@ from fluxlog.offsets import earliest_offsets, latest_offsets, offsets_at
 
 SYNTAX = "start, end, N (offset), -N (the last N of each partition), @time (ISO 8601, Unix ms, or relative: @-5m)"
 _RELATIVE = re.compile(r"-(\d+)(ms|s|m|h|d)")
+_OFFSET_MAX = 2**63 - 1
+_TIME_MS_MAX = 253_402_300_799_999
+"""The end of the year 9999."""
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -50,8 +53,13 @@ def parse_position(text: str, now_ms: int | None = None) -> Position:
     if text in ("end", "latest"):
         return Position(Kind.END)
     if text.startswith("@"):
-        return Position(Kind.TIME, _time_ms(text[1:], time.time_ns() // 1_000_000 if now_ms is None else now_ms))
+        time_ms = _time_ms(text[1:], time.time_ns() // 1_000_000 if now_ms is None else now_ms)
+        if time_ms > _TIME_MS_MAX:
+            raise ValueError(f"{text!r} is behind the year 9999")
+        return Position(Kind.TIME, max(0, time_ms))  # nothing was written before 1970
     if text.isdecimal() and text.isascii():
+        if int(text) > _OFFSET_MAX:
+            raise ValueError(f"{text} is no offset: above {_OFFSET_MAX}")
         return Position(Kind.OFFSET, int(text))
     if text[:1] == "-" and text[1:].isdecimal() and text.isascii() and int(text[1:]) > 0:
         return Position(Kind.BEFORE_END, int(text[1:]))
@@ -64,10 +72,9 @@ def _time_ms(text: str, now_ms: int) -> int:
     if text.isdecimal() and text.isascii():
         return int(text)
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        return int(datetime.fromisoformat(text).astimezone(UTC).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{text!r} is no time: ISO 8601, Unix milliseconds, or relative like -5m") from error
-    return int(moment.astimezone(UTC).timestamp() * 1000)
 
 
 def resolve(position: Position, client: Client, topic: str, partitions: Iterable[int]) -> Mapping[int, int]:

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fluxctl.batching import InterruptedProducing, LineBatcher
-from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode
+from fluxctl.exits import EXIT_CODES_HELP, CommandError, ExitCode, describe_os_error
 from fluxctl.failed_lines import FailedLines
 from fluxctl.interrupts import Interrupts
-from fluxctl.lines import read_lines
-from fluxctl.output import Output, OutputFormat, emit, milliseconds, plural, size, table
+from fluxctl.lines import Line, read_lines
+from fluxctl.options import codec_of
+from fluxctl.output import Output, OutputFormat, emit, milliseconds, plural, size, table, unread_is_well
 from fluxctl.routes import TopicRoute, route_of
 from fluxctl.session import Session, session_of
 from fluxctl.tally import Tally, line_ranges
 from fluxlog.admin import Admin
-from fluxlog.codec import Codec
 from fluxlog.delivery import Retry
 from fluxlog.errors import FluxlogError, Outcome
 from fluxlog.sender import Sender
@@ -46,6 +47,8 @@ class _Run:
     tally: Tally
     began: float
     interrupts: Interrupts
+    read_failure: OSError | None = None
+    """What ended the input before its end."""
 
 
 def produce(
@@ -76,7 +79,7 @@ def produce(
     Examples: fluxctl produce orders lines.txt; tail -f app.log | fluxctl produce logs --codec zstd
     """
     session = session_of(context)
-    chosen = _codec_of(codec)
+    chosen = codec_of(codec)
     descriptor, total = _open(file)
     failed_lines = FailedLines(failed_file) if failed_file is not None else None
     if failed_lines is not None:
@@ -90,43 +93,49 @@ def produce(
             client, topic, on_result=tally.note, on_retry=notes.note, leaders=route.leaders, topic_id=route.topic_id,
             codec=chosen, delivery_timeout=timeout,
         )  # fmt: skip
-        interrupts = Interrupts()
+        interrupts = Interrupts(raises=False)
         batcher = LineBatcher(
             sender, tally, partitions, separator=os.fsencode(key_separator), batch_lines=batch_lines,
             interrupted=lambda: interrupts.requested,
         )  # fmt: skip
         run = _Run(session, route, batcher, sender, tally, time.monotonic(), interrupts)
-        try:
-            with interrupts:
+        with interrupts:  # until all is told
+            try:
                 _pump(run, descriptor, total)
-        finally:
-            sender.close()
-    files = failed_lines.close() if failed_lines is not None else ([], [])
-    _report(run, output, acks_summary=acks_summary)
-    _tell_files(session, *files)
+            finally:
+                sender.close()
+            files = failed_lines.close() if failed_lines is not None else ([], [])
+            try:
+                with unread_is_well():
+                    _report(run, output, acks_summary=acks_summary)
+            finally:  # also where the output cannot be written
+                _tell_failures(run, output)
+                _tell_files(session, *files)
+    _end(run)
+
+
+def _end(run: _Run) -> NoReturn:
     if run.interrupts.requested:
         raise typer.Exit(ExitCode.INTERRUPTED)
-    raise typer.Exit(tally.exit_code)
+    if run.read_failure is not None:
+        raise CommandError(
+            f"input after line {run.batcher.lines} cannot be read: {describe_os_error(run.read_failure)}",
+            "what became of the lines before it is said above",
+        )
+    raise typer.Exit(run.tally.exit_code)
 
 
 produce.__doc__ = f"{produce.__doc__}\n{EXIT_CODES_HELP}"
 
 
-def _codec_of(name: str) -> Codec:
-    try:
-        return Codec[name.upper()]
-    except KeyError as error:
-        raise typer.BadParameter(f"{name!r} is none of none, zstd, lz4, gzip", param_hint="--codec") from error
-
-
 def _open(file: Path | None) -> tuple[int, int]:
     """Descriptor, and size in bytes where it is known (else 0)."""
-    if file is None or str(file) == "-":
-        return sys.stdin.fileno(), 0
-    try:
-        return os.open(file, os.O_RDONLY), file.stat().st_size
-    except OSError as error:
-        raise CommandError(f"{file}: {error.strerror}") from error
+    is_stdin = file is None or str(file) == "-"
+    descriptor = sys.stdin.fileno() if file is None or is_stdin else os.open(file, os.O_RDONLY)
+    about = os.fstat(descriptor)
+    if stat.S_ISDIR(about.st_mode):
+        raise CommandError(f"{'stdin' if is_stdin else file} is a directory")
+    return descriptor, 0 if is_stdin else about.st_size
 
 
 def _partitions_of(route: TopicRoute, partition: int | None) -> tuple[int, ...]:
@@ -140,10 +149,14 @@ def _partitions_of(route: TopicRoute, partition: int | None) -> tuple[int, ...]:
 
 
 def _pump(run: _Run, descriptor: int, total: int) -> None:
-    """Read, send, and wait for the acknowledgements; Ctrl-C ends reading, a second one ends waiting."""
+    """Read, send, and wait for the acknowledgements; Ctrl-C ends reading, a second one ends waiting.
+
+    Neither is an exception: one in the middle of handing lines over could have them counted as not sent although they
+    were.
+    """
     with _progress(run.session, total) as advance:
         try:
-            for lines in read_lines(descriptor, linger=LINGER):
+            for lines in _lines(run, descriptor):
                 if run.interrupts.requested:
                     break
                 if lines:
@@ -158,9 +171,19 @@ def _pump(run: _Run, descriptor: int, total: int) -> None:
             pass
     if run.interrupts.requested:
         run.session.err.print("interrupted: waiting a moment for the answers to what is on its way", markup=False)
-        with contextlib.suppress(KeyboardInterrupt):
-            run.sender.flush(_INTERRUPTED_FLUSH)
+        give_up_at = time.monotonic() + _INTERRUPTED_FLUSH
+        while not run.interrupts.insisted and time.monotonic() < give_up_at:
+            if run.sender.flush(_PROGRESS_INTERVAL):
+                break
         run.batcher.give_up()
+
+
+def _lines(run: _Run, descriptor: int) -> Iterator[list[Line]]:
+    """The input. One that cannot be read on ends there: what came before is sent, and told of, all the same."""
+    try:
+        yield from read_lines(descriptor, linger=LINGER)
+    except OSError as error:
+        run.read_failure = error
 
 
 class _RetryNotes:
@@ -175,12 +198,15 @@ class _RetryNotes:
         if now - self._noted.get(key, float("-inf")) < _RETRY_NOTE_INTERVAL and not self._session.verbose:
             return
         self._noted[key] = now
-        self._session.err.print(
-            f"partition {retry.partition}: {retry.error.message} ({retry.error.reason}); "
-            f"{plural(retry.batches, 'batch').replace('batchs', 'batches')} again to {retry.next_address}",
-            markup=False,
-            style="yellow",
-        )
+        with contextlib.suppress(
+            OSError
+        ):  # on the sender's thread, which has better to do than to end with a full disk
+            self._session.err.print(
+                f"partition {retry.partition}: {retry.error.message} ({retry.error.reason}); "
+                f"{plural(retry.batches, 'batch', 'batches')} again to {retry.next_address}",
+                markup=False,
+                style="yellow",
+            )
 
 
 @contextmanager
@@ -232,7 +258,12 @@ def _report(run: _Run, output: OutputFormat, *, acks_summary: bool) -> None:
         rows.append(row)
     if rows:
         out.print(table(columns, rows, right=columns))
-    for failure in tally.failures.values():
+
+
+def _tell_failures(run: _Run, output: OutputFormat) -> None:
+    if output is not OutputFormat.TABLE:  # they stand in it
+        return
+    for failure in run.tally.failures.values():
         kind = "rejected, not written" if failure.outcome is Outcome.REJECTED else "unknown, may have been written"
         run.session.err.print(
             f"{plural(len(failure.numbers), 'line')} {kind}: {failure.message} ({failure.reason}): "
@@ -261,6 +292,7 @@ def _report_data(run: _Run, seconds: float) -> dict[str, object]:
         "unknown": tally.count(Outcome.UNKNOWN),
         "seconds": round(seconds, 3),
         "interrupted": run.interrupts.requested,
+        "input_error": None if run.read_failure is None else describe_os_error(run.read_failure),
         "partitions": [
             {
                 "partition": number,

@@ -6,16 +6,19 @@ from typing import Annotated
 
 import typer
 
-from fluxctl.output import Output, OutputFormat, emit, plural, table
+from fluxctl.options import PARTITION_MAX
+from fluxctl.output import Output, OutputFormat, emit, plural, table, unread_is_well
 from fluxctl.positions import SYNTAX, parse_position, resolve
 from fluxctl.session import Session, session_of
 from fluxlog.admin import Admin
 from fluxlog.client import Client
+from fluxlog.errors import FluxlogError, UnreachableError
 from fluxlog.offsets import earliest_offsets, latest_offsets
 
 Topic = Annotated[str, typer.Argument(help="Topic name.", show_default=False)]
 Partitions = Annotated[
-    list[int] | None, typer.Option("--partition", "-p", min=0, help="Only this one; may be repeated. Default: all.")
+    list[int] | None,
+    typer.Option("--partition", "-p", min=0, max=PARTITION_MAX, help="Only this one; may be repeated. Default: all."),
 ]
 
 
@@ -68,25 +71,44 @@ def delete_records(
                 f"offset {wanted[beyond[0]]} is behind the end {ends[beyond[0]]} of {topic}-{beyond[0]}",
                 param_hint="--before",
             )
-        if execute:
-            for n in numbers:
-                wanted[n] = Admin(client).delete_records(topic, n, wanted[n]).log_start_offset
+        failures = _delete(session, client, topic, wanted) if execute else []
     rows = [
         {"partition": n, "log_start_offset": wanted[n], "high_watermark": ends[n], "deleted": wanted[n] - starts[n]}
         for n in numbers
+        if n in wanted
     ]
-    _show(session, rows, output)
-    if output is OutputFormat.TABLE:
-        total = plural(sum(row["deleted"] for row in rows), "record")
-        text = (
-            f"{total} deleted" if execute else f"{total} would be deleted; nothing was changed: give --execute to do it"
-        )
-        session.out.print(text, markup=False)
+    with unread_is_well():
+        _show(session, rows, output)
+        if output is OutputFormat.TABLE:
+            total = plural(sum(row["deleted"] for row in rows), "record")
+            done = f"{total} deleted"
+            text = done if execute else f"{total} would be deleted; nothing was changed: give --execute to do it"
+            session.out.print(text, markup=False)
+    if failures:
+        raise failures[0]
+
+
+def _delete(session: Session, client: Client, topic: str, wanted: dict[int, int]) -> list[FluxlogError]:
+    """Delete what is before the wanted offsets; afterwards `wanted` has those alone that it was done for."""
+    failures: list[FluxlogError] = []
+    left = sorted(wanted)
+    while left and not (failures and isinstance(failures[-1], UnreachableError)):  # else nobody answers for the others
+        n = left.pop(0)
+        try:
+            wanted[n] = Admin(client).delete_records(topic, n, wanted[n]).log_start_offset
+        except FluxlogError as failure:
+            session.warn(f"{topic}-{n}: {failure.message} ({failure.reason})")
+            failures.append(failure)
+            del wanted[n]
+    for n in left:
+        session.warn(f"{topic}-{n}: not tried")
+        del wanted[n]
+    return failures
 
 
 def _show(session: Session, rows: list[dict[str, int]], output: OutputFormat) -> None:
     if output is not OutputFormat.TABLE:
         emit(rows, output)
         return
-    columns = list(rows[0])
+    columns = list(rows[0]) if rows else []
     session.out.print(table(columns, [[row[column] for column in columns] for row in rows], right=columns))

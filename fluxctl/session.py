@@ -10,7 +10,6 @@ from rich.console import Console
 from fluxctl.exits import describe_failure
 from fluxctl.local import LocalCluster, default_data_dir
 from fluxctl.output import stderr_console, stdout_console
-from fluxlog.admin import Admin
 from fluxlog.client import Client, parse_bootstrap
 from fluxlog.errors import FluxlogError
 
@@ -42,10 +41,6 @@ class Session:
     def client(self) -> Client:
         """The way to the cluster. To be closed."""
         return Client(self.addresses(), on_retry=self.note_retry)
-
-    def admin(self, client: Client) -> Admin:
-        """Administration through a client."""
-        return Admin(client)
 
     def note_retry(self, failure: FluxlogError) -> None:
         """With --verbose every attempt that failed is told."""

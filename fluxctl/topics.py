@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fluxctl.describe import print_topics, topic_data
-from fluxctl.output import Output, OutputFormat, emit, plural, table
+from fluxctl.output import Output, OutputFormat, confirm, emit, plural, table
 from fluxctl.records import delete_records, offsets
 from fluxctl.session import session_of
 from fluxctl.verify import verify
@@ -213,7 +213,7 @@ def delete(
     """
     session = session_of(context)
     if not yes and sys.stdin.isatty():
-        typer.confirm(f"Delete {', '.join(names)} with all records?", abort=True)
+        confirm(f"Delete {', '.join(names)} with all records?")
     with session.client() as client:
         admin = Admin(client)
         for name in names:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from fluxctl.exits import ExitCode
-from fluxctl.output import Output, OutputFormat, emit, plural, size, table
-from fluxctl.session import session_of
+from fluxctl.options import PARTITION_MAX
+from fluxctl.output import Output, OutputFormat, emit, plural, size, table, unread_is_well
+from fluxctl.session import Session, session_of
 from fluxlog.admin import Admin
 from fluxlog.verification import PartitionVerification, ReplicaVerification
 
@@ -19,7 +20,10 @@ def verify(
     context: typer.Context,
     topic: Annotated[str, typer.Argument(help="Topic name.", show_default=False)],
     partition: Annotated[
-        list[int] | None, typer.Option("--partition", "-p", min=0, help="Only this one; may be repeated. Default: all.")
+        list[int] | None,
+        typer.Option(
+            "--partition", "-p", min=0, max=PARTITION_MAX, help="Only this one; may be repeated. Default: all."
+        ),
     ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Have every replica read all of its log again, not only compare checksums.")
@@ -37,21 +41,26 @@ def verify(
         admin = Admin(client)
         numbers = sorted(set(partition)) if partition else range(len(admin.describe_topic(topic).partitions))
         found = [admin.verify_partition(topic, number, deep=deep) for number in numbers]
-    if output is not OutputFormat.TABLE:
-        emit([_data(one, replica) for one in found for replica in one.replicas], output)
-    else:
-        rows = [_row(one, replica) for one in found for replica in one.replicas]
-        session.out.print(table(_COLUMNS, rows, right=("Partition", "Replica", "CheckedUpTo", "Read")))
-        for one in found:
-            for replica in one.replicas:
-                if replica.why:
-                    session.out.print(f"  {topic}-{one.partition}: node {replica.node_id}: {replica.why}", markup=False)
+    with unread_is_well():
+        _show(session, topic, found, output)
     ill = sum(not one.all_agree for one in found)
     if ill:
         session.warn(f"{ill} of {plural(len(found), 'partition')} not in order")
         raise typer.Exit(ExitCode.DAMAGED)
     if output is OutputFormat.TABLE:
         session.out.print(f"all replicas of {plural(len(found), 'partition')} agree")
+
+
+def _show(session: Session, topic: str, found: list[PartitionVerification], output: OutputFormat) -> None:
+    if output is not OutputFormat.TABLE:
+        emit([_data(one, replica) for one in found for replica in one.replicas], output)
+        return
+    rows = [_row(one, replica) for one in found for replica in one.replicas]
+    session.out.print(table(_COLUMNS, rows, right=("Partition", "Replica", "CheckedUpTo", "Read")))
+    for one in found:
+        for replica in one.replicas:
+            if replica.why:
+                session.out.print(f"  {topic}-{one.partition}: node {replica.node_id}: {replica.why}", markup=False)
 
 
 def _row(one: PartitionVerification, replica: ReplicaVerification) -> tuple[object, ...]:
