@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from datetime import UTC, datetime
 
 import typer
 
 from fluxctl import positions, template
-from fluxctl.exits import ExitCode
+from fluxctl.exits import CommandError, ExitCode
+from fluxctl.output import write_bytes
 from fluxctl.session import Session
-from fluxlog.aio.consumed import Assigned, ConsumedRecord, ConsumerEvent, Lost, Revoked
+from fluxlog.admin import Admin
+from fluxlog.aio.connection import Connection
+from fluxlog.aio.consumed import Assigned, ConsumedRecord, ConsumerEvent, Lost, Revoked, TopicPartition
 from fluxlog.aio.consumer import Consumer, Start
-from fluxlog.entry import FetchedRecord
+from fluxlog.entry import FetchedRecord, UndecodableBatchError
 
 
 def consume_as_member(
@@ -26,9 +28,16 @@ def consume_as_member(
     Args:
         start: where nothing is committed.
         max_messages: 0: no end.
+
+    Raises:
+        FluxlogError: there is no such topic, or nobody answers: a member would wait for either.
+        CommandError: a batch cannot be decoded.
     """
+    begin = _start_of(start)
+    with session.client() as client:
+        Admin(client).describe_topic(topic)
     try:
-        asyncio.run(_consume(session, group, topic, _start_of(start), render, max_messages))
+        asyncio.run(_consume(session, group, topic, begin, render, max_messages))
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
@@ -55,21 +64,41 @@ async def _consume(
                 f"{type(event).__name__.lower()}: {topic} partitions {numbers}", markup=False, style="dim"
             )
 
-    consumer = Consumer(session.addresses(), topic, group=group, start=start, on_event=tell, client_name="fluxctl")
-    async with consumer:
-        if max_messages:
-            left = max_messages
-            async for record in consumer:
-                _write(render, record)
-                left -= 1
-                if not left:
-                    await consumer.commit()
-                    return
-        async for batch in consumer.batches():
-            _write(render, *batch)
+    async with Connection(session.addresses(), on_retry=session.note_retry) as connection:
+        consumer = Consumer(connection, topic, group=group, start=start, on_event=tell, client_name="fluxctl")
+        async with consumer:
+            try:
+                await _print(consumer, render, max_messages)
+            except UndecodableBatchError as error:
+                raise _undecodable(consumer, group, topic, error) from error
+
+
+async def _print(consumer: Consumer, render: template.Render, max_messages: int) -> None:
+    if max_messages:
+        left = max_messages
+        async for record in consumer:
+            _write(render, record)
+            left -= 1
+            if not left:
+                await consumer.commit()
+                return
+    async for batch in consumer.batches():
+        _write(render, *batch)
+
+
+def _undecodable(consumer: Consumer, group: str, topic: str, error: UndecodableBatchError) -> CommandError:
+    """Where it is, and how the group gets behind it: the partition is one whose next record the batch has."""
+    numbers = [where.partition for where in consumer.assignment() if _is_next(consumer, where, error)]
+    return CommandError(
+        f"{' or '.join(f'{topic}-{number}' for number in numbers) or topic}: {error}",
+        f"step over it when the group has no members: fluxctl groups reset-offsets {group} "
+        f"--topic {topic}:{numbers[0] if numbers else 'PARTITION'} --offset {error.next_offset} --execute",
+    )
+
+
+def _is_next(consumer: Consumer, where: TopicPartition, error: UndecodableBatchError) -> bool:
+    return error.base_offset <= consumer.position(*where) < error.next_offset
 
 
 def _write(render: template.Render, *records: ConsumedRecord) -> None:
-    out = [render(record.topic, record.partition, FetchedRecord(*record[2:])) for record in records]
-    sys.stdout.buffer.write(b"".join(out))
-    sys.stdout.buffer.flush()
+    write_bytes(b"".join(render(record.topic, record.partition, FetchedRecord(*record[2:])) for record in records))
