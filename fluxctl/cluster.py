@@ -12,7 +12,8 @@ from fluxctl.exits import CommandError, ExitCode
 from fluxctl.health import problems_of, wait_healthy
 from fluxctl.local import LocalCluster, default_data_dir
 from fluxctl.nodes import node_data, node_table
-from fluxctl.output import Output, OutputFormat, emit, plural
+from fluxctl.options import NODES_MAX
+from fluxctl.output import Output, OutputFormat, emit, plural, unread_is_well
 from fluxctl.session import Session, session_of
 from fluxlog.admin import Admin
 from fluxlog.client import Client
@@ -24,6 +25,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="State directory of the local cluster; $FLUXCTL_DATA_DIR or ./fluxd-data."),
 ]
+NODES_DEFAULT = 3
 _POLL = 0.05
 
 
@@ -70,11 +72,15 @@ def start_and_wait(cluster: LocalCluster, timeout: float) -> float:
 @app.command()
 def up(
     context: typer.Context,
-    nodes: Annotated[int, typer.Option("--nodes", "-n", min=1, max=9, help="How many, when it is a new cluster.")] = 3,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", "-n", min=1, max=NODES_MAX, help="How many. Default: 3, or what there are.")
+    ] = None,
     data_dir: DataDir = None,
     base_port: Annotated[
         int | None,
-        typer.Option(min=1, max=65_000, help="Ports from here on. Default: 9101 and up if free, else any free ones."),
+        typer.Option(
+            min=1, max=65_000, help="Ports from here on. Default: its own; of a new one 9101 and up if free, else any."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it is healthy.")] = 60.0,
 ) -> None:
@@ -85,12 +91,27 @@ def up(
     session, directory = session_of(context), data_dir or default_data_dir()
     cluster = LocalCluster.load(directory)
     if cluster is None:
-        cluster = LocalCluster.create(directory, nodes, base_port)
+        cluster = LocalCluster.create(directory, NODES_DEFAULT if nodes is None else nodes, base_port)
+    _check_as_wanted(cluster, nodes, base_port)
     already = len(cluster.running)
     seconds = start_and_wait(cluster, timeout)
     started = len(cluster.nodes) - already
     verb = f"{plural(started, 'node')} started, healthy after {seconds:.1f} s" if started else "already up"
     session.out.print(f"{verb}: {', '.join(cluster.addresses)} (data and logs in {cluster.directory})", markup=False)
+
+
+def _check_as_wanted(cluster: LocalCluster, nodes: int | None, base_port: int | None) -> None:
+    """Raises CommandError when the cluster, which may have been there before, is another than was asked for."""
+    count, ports = len(cluster.nodes), [int(address.rpartition(":")[2]) for address in cluster.addresses]
+    if nodes is not None and nodes != count:
+        other = f"{plural(count, 'node')}, not {nodes}"
+    elif base_port is not None and ports != list(range(base_port, base_port + count)):
+        other = f"the ports {', '.join(map(str, ports))}, not {base_port} and up"
+    else:
+        return
+    raise CommandError(
+        f"the local cluster in {cluster.directory} has {other}", "choose another --data-dir for another cluster"
+    )
 
 
 @app.command()
@@ -184,10 +205,11 @@ def wait(
 
 
 def _conclude(session: Session, problems: list[str], output: OutputFormat) -> None:
-    if output is not OutputFormat.TABLE:
-        emit({"healthy": not problems, "problems": problems}, output)
-    else:
-        session.out.print("healthy" if not problems else "not healthy")
-        _print_problems(session, problems)
+    with unread_is_well():
+        if output is not OutputFormat.TABLE:
+            emit({"healthy": not problems, "problems": problems}, output)
+        else:
+            session.out.print("healthy" if not problems else "not healthy")
+            _print_problems(session, problems)
     if problems:
         raise typer.Exit(ExitCode.UNHEALTHY)

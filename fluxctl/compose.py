@@ -83,11 +83,11 @@ class ComposeCluster(LocalCluster):
         """What the nodes are, for people."""
         return f"each a container of its own with its own volume, in the Compose project {self._project}"
 
-    def start(self, node_id: int, *, quiet_if_running: bool = True) -> bool:
-        """Start a node's container; the first time, all of them.
+    def start(self, node_id: int) -> bool:
+        """Start a node's container, the first time all of them; False when it runs already.
 
         Raises:
-            CommandError: it could not be started, or it runs already and that is not to be passed over.
+            CommandError: it could not be started.
         """
         node = self._containers[node_id]
         if not node.container:
@@ -96,9 +96,7 @@ class ComposeCluster(LocalCluster):
                 each.container = self._find(each.node_id)
             return True
         if node.running:
-            if quiet_if_running:
-                return False
-            raise CommandError(f"node {node_id} runs already")
+            return False
         docker("start", node.container)
         return True
 

@@ -165,7 +165,7 @@ class LocalCluster:
         fresh.write_text(json.dumps({"version": 1, "nodes": nodes}, indent=2) + "\n")
         fresh.replace(path)
 
-    def start(self, node_id: int, *, quiet_if_running: bool = True) -> bool:
+    def start(self, node_id: int) -> bool:
         """Start a node's process, detached, and remember it; False when it runs already.
 
         Raises:
@@ -176,9 +176,7 @@ class LocalCluster:
             if not self.node(node_id).running:
                 self._start(self.node(node_id))
                 return True
-        if quiet_if_running:
-            return False
-        raise CommandError(f"node {node_id} runs already")
+        return False
 
     def _read_again(self) -> None:
         """Another command may have started nodes meanwhile: what is written is to name their processes, too."""

@@ -13,10 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from fluxctl.__main__ import app
 from fluxctl.exits import CommandError
 from fluxctl.local import LocalCluster
+from fluxctl.options import NODES_MAX
 from fluxctl.process import ProcessIdentity, identify, is_running, send_signal, wait_gone
+from fluxd.core import limits
 
 
 @pytest.fixture
@@ -97,6 +101,27 @@ def test_a_process_that_took_a_dead_nodes_id_is_not_stopped(tmp_path: Path) -> N
     assert cluster.running == []
     assert cluster.stop([1]) == []
     assert not cluster.kill(1)
+
+
+def test_up_makes_no_cluster_that_cannot_be_founded(tmp_path: Path) -> None:
+    """As many nodes as there may be seeds; nothing is left that would be in the way of the next one."""
+    assert NODES_MAX == limits.VOTERS_MAX
+    result = CliRunner().invoke(
+        app, ["cluster", "up", "--nodes", str(NODES_MAX + 1), "--data-dir", str(tmp_path / "c")]
+    )
+    assert result.exit_code == 2
+    assert not (tmp_path / "c").exists()
+
+
+def test_up_refuses_what_the_cluster_that_is_there_is_not(tmp_path: Path) -> None:
+    """Instead of starting another one than was asked for."""
+    made = LocalCluster.create(tmp_path, 3, None)
+    for wanted, said in ((["--nodes", "5"], "has 3 nodes, not 5"), (["--base-port", "1"], "not 1 and up")):
+        result = CliRunner().invoke(app, ["cluster", "up", "--data-dir", str(tmp_path), *wanted])
+        assert result.exit_code == 1
+        assert said in result.stderr
+        assert "another --data-dir" in result.stderr
+    assert made.running == []
 
 
 def test_a_damaged_state_file_is_one_clear_error(tmp_path: Path) -> None:
