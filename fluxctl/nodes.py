@@ -13,6 +13,7 @@ from fluxctl.impact import impact_of
 from fluxctl.local import LocalCluster
 from fluxctl.output import Output, OutputFormat, emit, milliseconds, plural, table
 from fluxctl.process import wait_gone
+from fluxctl.routes import every_topic
 from fluxctl.session import Session, session_of
 from fluxlog.admin import Admin
 from fluxlog.errors import FluxlogError
@@ -175,9 +176,13 @@ def transfer(
     node: Annotated[int, typer.Argument(min=1, help="Node to move leadership away from.")],
     topic: Annotated[str, typer.Option(help="Only of this topic.")] = "",
     partition: Annotated[int, typer.Option(min=-1, help="Only of this partition (with --topic).")] = -1,
-    to: Annotated[int, typer.Option(min=0, help="Node to move it to; 0: any replica that is caught up.")] = 0,
+    to: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Node to move it to; 0: any replica that is caught up.")
+    ] = 0,
 ) -> None:
     """Move the leadership of partitions from a node to others, before maintenance for instance.
+
+    Without --topic also those of the cluster's own topics, and with them the controller.
 
     Examples: fluxctl nodes transfer 2; fluxctl nodes transfer 2 --topic orders --partition 0 --to 3
     """
@@ -187,7 +192,7 @@ def transfer(
     with session.client() as client:
         admin = Admin(client)
         _check_known(admin.describe_cluster(), node)
-        topics = admin.describe_topics([topic] if topic else [])
+        topics = [admin.describe_topic(topic)] if topic else every_topic(admin)
         if partition >= 0 and partition not in {one.partition for each in topics for one in each.partitions}:
             raise CommandError(f"topic {topic!r} has no partition {partition}", f"see fluxctl topics describe {topic}")
         led = [
@@ -234,7 +239,7 @@ def _local_with(session: Session, node_id: int) -> LocalCluster | None:
 def _print_impact(session: Session, node_id: int) -> None:
     with session.client() as client:
         admin = Admin(client)
-        cluster, topics = admin.describe_cluster(), admin.describe_topics()
+        cluster, topics = admin.describe_cluster(), every_topic(admin)
     live = frozenset(node.node_id for node in cluster.nodes if node.state == admin_pb2.NODE_STATE_UP)
     _check_known(cluster, node_id)
     impacts = impact_of(node_id, topics, live)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fluxlog.admin import Admin
+from fluxlog.v1 import admin_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,19 @@ class TopicRoute:
     topic_id: bytes
     partitions: tuple[int, ...]
     leaders: Mapping[int, str]
+
+
+def every_topic(admin: Admin, *, under_replicated_only: bool = False) -> list[admin_pb2.TopicDescription]:
+    """All topics described, the cluster's own behind the others.
+
+    Args:
+        under_replicated_only: of each, only partitions without a leader or with a replica out of sync.
+    """
+    internal = [topic.name for topic in admin.list_topics(include_internal=True) if topic.internal]
+    out = list(admin.describe_topics(under_replicated_only=under_replicated_only))
+    if internal:
+        out += admin.describe_topics(internal, under_replicated_only=under_replicated_only)
+    return out
 
 
 def route_of(admin: Admin, name: str) -> TopicRoute:

@@ -11,6 +11,7 @@ import typer
 from fluxctl.describe import print_topics, topic_data
 from fluxctl.output import Output, OutputFormat, confirm, emit, plural, table
 from fluxctl.records import delete_records, offsets
+from fluxctl.routes import every_topic
 from fluxctl.session import session_of
 from fluxctl.verify import verify
 from fluxlog.admin import Admin
@@ -79,16 +80,17 @@ def create(
                 "created": made.created,
                 "partition_count": made.partitions,
                 "replication_factor": made.replication_factor,
+                "all_leaders_elected": made.all_leaders_elected if wait else None,
             },
             output,
         )
-        return
-    verb = "created" if made.created else "exists already"
-    session.out.print(
-        f"topic {made.name} {verb}: {plural(made.partitions, 'partition')}, replication factor "
-        f"{made.replication_factor}, id {made.topic_id.hex()}",
-        markup=False,
-    )
+    else:
+        verb = "created" if made.created else "exists already"
+        session.out.print(
+            f"topic {made.name} {verb}: {plural(made.partitions, 'partition')}, replication factor "
+            f"{made.replication_factor}, id {made.topic_id.hex()}",
+            markup=False,
+        )
     if wait and not made.all_leaders_elected:
         advice = f"fluxctl topics describe {name} --why"
         session.warn(f"not every partition had a leader within {_WAIT_MS // 1000} s: {advice}")
@@ -108,9 +110,9 @@ def list_topics(
     session = session_of(context)
     with session.client() as client:
         admin = Admin(client)
-        topics = admin.list_topics(include_internal=internal)
+        topics = admin.list_topics(include_internal=internal or under_replicated)
         if under_replicated:
-            troubled = {topic.name for topic in admin.describe_topics(under_replicated_only=True) if topic.partitions}
+            troubled = {topic.name for topic in every_topic(admin, under_replicated_only=True) if topic.partitions}
             topics = [topic for topic in topics if topic.name in troubled]
     if output is not OutputFormat.TABLE:
         emit(
@@ -145,13 +147,18 @@ def describe(
     """Describe topics: per partition leader, epoch, replicas, those in sync, begin, end, and how each follower is
     doing.
 
-    Isr is the leader's own finding; "?" when there is no leader to ask.
+    Isr is the leader's own finding; "?" when there is no leader to ask. --under-replicated shows the cluster's own
+    topics, too.
 
     Example: fluxctl topics describe orders --why
     """
     session = session_of(context)
     with session.client() as client:
-        topics = Admin(client).describe_topics(names or [], under_replicated_only=under_replicated)
+        admin = Admin(client)
+        if under_replicated and not names:
+            topics = every_topic(admin, under_replicated_only=True)
+        else:
+            topics = list(admin.describe_topics(names or [], under_replicated_only=under_replicated))
     if under_replicated:
         topics = [topic for topic in topics if topic.partitions]
     if output is not OutputFormat.TABLE:

@@ -8,7 +8,7 @@ here waits or asks anybody.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from fluxd.broker.cluster import ClusterView, LeaderHint, leader_status
 from fluxd.core.metadata import Partition, Topic
@@ -211,7 +211,7 @@ def _listed(parts: Iterable[str]) -> str:
 
 
 def cluster_description(view: ClusterView) -> admin_pb2.DescribeClusterResponse:
-    """The cluster and its nodes; counts are of topics that are not internal."""
+    """The cluster and its nodes. Topics and partitions are counted without internal ones; what is not well, with."""
     controller = view.controller()
     topics = [topic for topic in view.image.topics.values() if not topic.internal]
     out = admin_pb2.DescribeClusterResponse(
@@ -222,27 +222,27 @@ def cluster_description(view: ClusterView) -> admin_pb2.DescribeClusterResponse:
         topics=len(topics),
         partitions=sum(len(topic.partitions) for topic in topics),
     )
-    leaders, replicas = _count(view, topics, out)
+    leaders, replicas = _count(view, out)
     for node_id in sorted({*view.image.nodes, view.local.node_id}):
         out.nodes.append(_node(view, node_id, leaders[node_id], replicas[node_id]))
     return out
 
 
-def _count(
-    view: ClusterView, topics: Sequence[Topic], out: admin_pb2.DescribeClusterResponse
-) -> tuple[Counter[NodeId], Counter[NodeId]]:
+def _count(view: ClusterView, out: admin_pb2.DescribeClusterResponse) -> tuple[Counter[NodeId], Counter[NodeId]]:
     leaders: Counter[NodeId] = Counter()
     replicas: Counter[NodeId] = Counter()
-    for topic in topics:
+    for topic in view.image.topics.values():
         for number, partition in enumerate(topic.partitions):
-            replicas.update(partition.voters)
+            if not topic.internal:
+                replicas.update(partition.voters)
             group_id = topic.group_id(number)
             hint = view.leader(group_id)
             if hint is None:
                 out.leaderless_partitions += 1
                 out.under_replicated_partitions += 1
                 continue
-            leaders[hint.node_id] += 1
+            if not topic.internal:
+                leaders[hint.node_id] += 1
             leading, _ = _leader_tells(view, group_id, hint)
             if leading is None or 1 + sum(f.in_sync for f in leading.followers) < len(partition.replicas):
                 out.under_replicated_partitions += 1

@@ -713,8 +713,10 @@ class DescribeClusterResponse(_message.Message):
     """0: unknown."""
     controller_epoch: _builtins.int
     topics: _builtins.int
+    """Internal topics are not among them."""
     partitions: _builtins.int
     leaderless_partitions: _builtins.int
+    """Of all topics, the internal ones included: what the cluster needs itself is to be well, too."""
     under_replicated_partitions: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeDescription]: ...
@@ -760,6 +762,7 @@ class NodeDescription(_message.Message):
     last_heard_ms: _builtins.int
     """Milliseconds since it was last heard; 0 for the answering node itself."""
     leader_partitions: _builtins.int
+    """Of topics that are not internal."""
     replica_partitions: _builtins.int
     process_id: _builtins.int
     """Process id on its host, where the node told it."""

@@ -219,6 +219,13 @@ def test_records_are_deleted_on_demand(fluxctl: Fluxctl) -> None:
     assert "behind the end 10" in fluxctl("topics", "delete-records", "expired", "--before", "11", code=2)
 
 
+def test_transfer_takes_along_what_the_cluster_needs_itself(fluxctl: Fluxctl) -> None:
+    """Above all the controller."""
+    controller = json.loads(fluxctl("cluster", "status", "-o", "json"))["controller_node"]
+    assert f"__cluster_metadata-0: node {controller} -> node " in fluxctl("nodes", "transfer", str(controller))
+    fluxctl("cluster", "wait")
+
+
 def test_bench_says_what_it_measured(fluxctl: Fluxctl) -> None:
     fluxctl("topics", "create", "measured", "--partitions", "2")
     said = fluxctl("bench", "produce", "measured", "--num-records", "20000")

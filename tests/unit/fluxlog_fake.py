@@ -78,6 +78,8 @@ class FakeCluster:
         self.answers_together = 1
         """So many requests of one ProduceStream are answered by one message, when they have all come."""
         self.requests: list[tuple[int, bytes, int]] = []
+        self.undeletable: set[int] = set()
+        """Partitions of which no records can be deleted."""
         self.kill_answer = grpc.StatusCode.UNAVAILABLE
         """What becomes of a KillNode: the status that its caller sees."""
         self.coordinator = FakeCoordinator()  # type: ignore[abstract]
@@ -385,7 +387,7 @@ class _Admin(admin_pb2_grpc.AdminServicer):
             created=created,
             partitions=request.partitions or 1,
             replication_factor=request.replication_factor or 1,
-            all_leaders_elected=True,
+            all_leaders_elected=self._cluster.elected.is_set(),
         )
 
     def ListTopics(
@@ -393,8 +395,15 @@ class _Admin(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.ListTopicsResponse:
         return admin_pb2.ListTopicsResponse(
             topics=[
-                admin_pb2.TopicSummary(name=name, topic_id=bytes(16), partitions=len(partitions), replication_factor=1)
+                admin_pb2.TopicSummary(
+                    name=name,
+                    topic_id=bytes(16),
+                    partitions=len(partitions),
+                    replication_factor=1,
+                    internal=name.startswith("__"),
+                )
                 for name, partitions in self._cluster.topics.items()
+                if request.include_internal or not name.startswith("__")
             ]
         )
 
@@ -402,7 +411,7 @@ class _Admin(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.DescribeTopicsRequest, context: grpc.ServicerContext
     ) -> admin_pb2.DescribeTopicsResponse:
         response = admin_pb2.DescribeTopicsResponse()
-        for name in request.names or self._cluster.topics:
+        for name in request.names or [name for name in self._cluster.topics if not name.startswith("__")]:
             if name not in self._cluster.topics or self._node_id in self._cluster.ignorant:
                 response.errors.append(FakeError("UNKNOWN_TOPIC").message())
                 continue
@@ -427,6 +436,16 @@ class _Admin(admin_pb2_grpc.AdminServicer):
         if request.name not in self._cluster.topics and not request.if_exists:
             raise FakeError("UNKNOWN_TOPIC")
         return admin_pb2.DeleteTopicResponse(deleted=self._cluster.topics.pop(request.name, None) is not None)
+
+    @_answered
+    def DeleteRecords(self, request: admin_pb2.DeleteRecordsRequest) -> admin_pb2.DeleteRecordsResponse:
+        partition = self._cluster.partition(request.topic, request.partition)
+        if request.partition in self._cluster.undeletable:
+            raise FakeError("PERMISSION_DENIED")
+        partition.log_start = request.before_offset
+        return admin_pb2.DeleteRecordsResponse(
+            log_start_offset=partition.log_start, high_watermark=len(partition.values)
+        )
 
     def KillNode(self, request: admin_pb2.KillNodeRequest, context: grpc.ServicerContext) -> admin_pb2.KillNodeResponse:
         context.abort(self._cluster.kill_answer, "ended on purpose")

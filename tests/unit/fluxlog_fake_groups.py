@@ -24,6 +24,11 @@ class FakeCoordinator(groups_pb2_grpc.GroupsServicer):
         self.heard: queue.SimpleQueue[groups_pb2.MemberMessage] = queue.SimpleQueue()
         """What the member said after it had joined."""
         self.committed: dict[tuple[str, int], int] = {}
+        self.groups: list[str] = []
+        """Names of those that can be listed; each has a member that owns a partition."""
+        self.missing_partitions: list[int] = []
+        """Their groups cannot be listed."""
+        self.client_name = "fake"
         self._said: queue.SimpleQueue[groups_pb2.CoordinatorMessage] = queue.SimpleQueue()
 
     def assign(self, *partitions: groups_pb2.TopicPartition, committed: int | None = None) -> None:
@@ -39,6 +44,24 @@ class FakeCoordinator(groups_pb2_grpc.GroupsServicer):
     def lose(self, *partitions: groups_pb2.TopicPartition) -> None:
         """They are the member's no more."""
         self._said.put(groups_pb2.CoordinatorMessage(lost=groups_pb2.Lost(partitions=partitions)))
+
+    def ListGroups(
+        self, request: groups_pb2.ListGroupsRequest, context: grpc.ServicerContext
+    ) -> groups_pb2.ListGroupsResponse:
+        answer = groups_pb2.ListGroupsResponse(missing_partitions=self.missing_partitions)
+        for group in self.groups:
+            answer.groups.add(group=group, state=groups_pb2.GROUP_STATE_STABLE, members=1, coordinator_node=1)
+        return answer
+
+    def DescribeGroups(
+        self, request: groups_pb2.DescribeGroupsRequest, context: grpc.ServicerContext
+    ) -> groups_pb2.DescribeGroupsResponse:
+        answer, member_id = groups_pb2.DescribeGroupsResponse(), bytes(16)
+        for group in request.groups:
+            described = answer.groups.add(group=group, state=groups_pb2.GROUP_STATE_STABLE, coordinator_node=1)
+            described.members.add(member_id=member_id, client_name=self.client_name, partitions=[partition_of("t")])
+            described.partitions.add(partition=partition_of("t"), owner_member_id=member_id)
+        return answer
 
     def Join(
         self, request_iterator: Iterator[groups_pb2.MemberMessage], context: grpc.ServicerContext

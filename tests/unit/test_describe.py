@@ -157,8 +157,8 @@ def test_a_leader_that_has_told_nothing_yet() -> None:
 
 
 def test_the_cluster() -> None:
-    """Nodes with their state, leaderships and replicas; counts of partitions in trouble; internal topics are not
-    counted.
+    """Nodes with their state, leaderships and replicas; counts of partitions in trouble: there internal topics count,
+    too, since a cluster whose own are not well is not.
     """
     cluster = Cluster()
     topic_id = cluster.topic("orders", partition(1, 2, 3), partition(2, 3, 1), partition(3, 1, 2))
@@ -173,6 +173,13 @@ def test_the_cluster() -> None:
         (2, 1, 3),
         (3, 0, 3),
     ]
+    offsets = cluster.topic("__consumer_offsets", partition(1, 2, 3), partition(2, 3, 1))
+    ill = (leads(GroupId(offsets, 1), 3, in_sync=[3]), leads(METADATA_GROUP, 8, in_sync=[3]))
+    cluster.tell(2, leads(GroupId(topic_id, 1), 3, in_sync=[3]), *ill)
+    out = cluster_description(cluster.view)
+    assert (out.topics, out.partitions) == (1, 3)
+    assert [node.replica_partitions for node in out.nodes] == [3, 3, 3]
+    assert (out.leaderless_partitions, out.under_replicated_partitions) == (1 + 1, 2 + 3)
     assert [node.process_id for node in out.nodes] == [101, 102, 103]
     assert out.nodes[0].last_heard_ms == 0
     cluster.clock.advance(limits.NODE_DOWN_AFTER + 0.1)

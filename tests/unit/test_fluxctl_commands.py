@@ -11,7 +11,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from fluxctl.__main__ import app, hoist
+from fluxlog.v1 import record_pb2
 from tests.unit.fluxlog_fake import FakeCluster, Fault
+from tests.unit.fluxlog_fake_groups import partition_of
 
 
 @pytest.fixture
@@ -185,6 +187,105 @@ def test_a_dry_run_says_what_a_kill_would_cost(cluster: FakeCluster) -> None:
     assert result.exit_code == 0
     assert "2 would lose the leader, 2 the quorum" in result.stdout
     assert cluster.up() == {1, 2, 3}
+
+
+def test_the_clusters_own_topics_are_not_forgotten(cluster: FakeCluster) -> None:
+    """Where it is about what is not well, or about a node that is to go; elsewhere only on demand."""
+    cluster.create("__consumer_offsets", 2)
+    result = run(cluster, "nodes", "kill", "1", "--dry-run")
+    assert "of 2 partitions 2 would lose the leader, 2 the quorum" in result.stdout
+    assert result.stdout.count("__consumer_offsets") == 2
+    for arguments, shown in (
+        (("topics", "describe", "--under-replicated"), True),
+        (("topics", "list", "--under-replicated"), True),
+        (("topics", "list", "--internal"), True),
+        (("topics", "describe"), False),
+        (("topics", "list"), False),
+    ):
+        assert ("__consumer_offsets" in run(cluster, *arguments).stdout) is shown, arguments
+
+
+def test_leaders_that_are_missing_are_told_to_programs_too(cluster: FakeCluster) -> None:
+    assert json.loads(run(cluster, "topics", "create", "a", "-o", "json").stdout)["all_leaders_elected"] is True
+    cluster.elected.clear()
+    result = run(cluster, "topics", "create", "b", "-o", "json")
+    assert json.loads(result.stdout)["all_leaders_elected"] is False
+    assert "not every partition had a leader" in result.stderr
+    assert (
+        json.loads(run(cluster, "topics", "create", "c", "--no-wait", "-o", "json").stdout)["all_leaders_elected"]
+        is None
+    )
+
+
+def test_what_was_deleted_before_a_failure_is_told(cluster: FakeCluster, tmp_path: Path) -> None:
+    """It is gone for good. The partition that fails keeps none of the others from it."""
+    cluster.create("t", 3)
+    lines = lines_file(tmp_path, [b"line %d" % number for number in range(9)])
+    assert run(cluster, "produce", "t", lines, "--batch-lines", "1").exit_code == 0
+    cluster.undeletable.add(1)
+    for output, done in ((("-o", "json"), None), ((), "2 records deleted")):
+        before = "2" if done is None else "3"
+        result = run(cluster, "topics", "delete-records", "t", "--before", before, "--execute", *output)
+        assert result.exit_code == 1
+        assert "t-1: fake PERMISSION_DENIED (PERMISSION_DENIED)" in result.stderr
+        if done is None:
+            rows = json.loads(result.stdout)
+            assert [(row["partition"], row["log_start_offset"], row["deleted"]) for row in rows] == [
+                (0, 2, 2),
+                (2, 2, 2),
+            ]
+        else:
+            assert done in result.stdout
+    assert [partition.log_start for partition in cluster.topics["t"]] == [3, 0, 3]
+
+
+def test_groups_that_may_be_missing_are_1(cluster: FakeCluster) -> None:
+    """Beside what is known."""
+    cluster.coordinator.groups.append("billing")
+    for arguments in (("groups", "list"), ("groups", "describe")):
+        assert run(cluster, *arguments).exit_code == 0, arguments
+    cluster.coordinator.missing_partitions.append(3)
+    for command in ("list", "describe", "list -o json"):
+        result = run(cluster, "groups", *command.split())
+        assert result.exit_code == 1, command
+        assert "billing" in result.stdout
+        assert "partitions 3 of __consumer_offsets have no leader to ask" in result.stderr
+    assert run(cluster, "groups", "describe", "billing").exit_code == 0
+
+
+def test_a_members_name_is_no_markup(cluster: FakeCluster) -> None:
+    """One with brackets in it must not keep all groups from being shown."""
+    cluster.coordinator.groups.append("billing")
+    cluster.coordinator.client_name = "[/x] :smile:"
+    for arguments in (("groups", "describe"), ("groups", "describe", "--members")):
+        result = run(cluster, *arguments)
+        assert result.exit_code == 0, arguments
+        assert "[/x] :smile:" in result.stdout
+
+
+def test_a_group_of_no_topic_or_of_no_cluster_is_an_error(cluster: FakeCluster) -> None:
+    """Instead of a member that waits for ever without a word."""
+    result = run(cluster, "consume", "tpyo", "--group", "g")
+    assert result.exit_code == 1
+    assert "(UNKNOWN_TOPIC)" in result.stderr
+    for node_id in (1, 2, 3):
+        cluster.kill(node_id)
+    result = run(cluster, "consume", "t", "--group", "g")
+    assert result.exit_code == 1
+    assert "(UNREACHABLE)" in result.stderr
+
+
+def test_a_batch_that_a_member_cannot_decode_is_one_clear_error(cluster: FakeCluster) -> None:
+    """What stands before it is printed; where to go on is said."""
+    (partition,) = cluster.create("t")
+    partition.append(record_pb2.RecordBatch(record_count=1, value_lengths=[6], columns=b"before"), [b"before"])
+    partition.append(record_pb2.RecordBatch(record_count=2, value_lengths=[9], columns=b"cut"), [None, None])
+    cluster.coordinator.assign(partition_of("t"), committed=0)
+    result = run(cluster, "consume", "t", "--group", "g")
+    assert result.exit_code == 1
+    assert result.stdout == "before\n"
+    assert "error: t-0: the batch at offsets 1..2 cannot be decoded" in result.stderr
+    assert "groups reset-offsets g --topic t:0 --offset 3 --execute" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["", "topics", "cluster", "nodes", "demo", "produce", "consume", "topics create"])
