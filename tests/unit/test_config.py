@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
+from fluxd.__main__ import serve
 from fluxd.config import ConfigError, Settings, format_seeds, load, parse_seeds, split_address
 
 SECRET = "0123456789abcdef"
 THREE = "1@a:1,2@b:2,3@c:3"
+SETTINGS_PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def test_defaults_make_a_single_node() -> None:
@@ -18,6 +22,21 @@ def test_defaults_make_a_single_node() -> None:
     assert settings.seeds == {1: "127.0.0.1:9640"}
     assert settings.advertise == "127.0.0.1:9640"
     assert settings.seed_list == ("1@127.0.0.1:9640",)
+
+
+def test_the_reference_has_every_setting_and_its_default() -> None:
+    """docs/settings.md; those without a flag are in italics."""
+    rows = re.findall(r"^\| (\*?)`(\w+)`\*? \| (.*?) \|", SETTINGS_PAGE.read_text(), re.MULTILINE)
+    assert [name for _, name, _ in rows] == list(Settings.model_fields)
+    flags = inspect.signature(serve).parameters
+    defaults = Settings(node_id=1)
+    for italic, name, values in rows:
+        assert (name not in flags) is bool(italic), name
+        default = getattr(defaults, name)
+        if name.startswith(("scrub", "quarantine", "stop")):
+            assert values.endswith(f"; {default:.0f}"), name
+        elif name in ("listen", "data_dir", "log_level", "log_format"):
+            assert values.endswith(f"; `{default}`"), name
 
 
 def test_precedence(tmp_path: Path) -> None:
