@@ -49,11 +49,11 @@ class _Root(TyperGroup):
 
     def _fail(self, ctx: Any, text: str, metadata: dict[str, str]) -> None:
         session = ctx.obj if isinstance(ctx.obj, Session) else Session()
-        session.err.print(f"error: {text}", markup=False, style="red", soft_wrap=True)
+        session.err.print(f"error: {text}", style="red", soft_wrap=True)
         if session.verbose:
             for key, value in sorted(metadata.items()):
-                session.err.print(f"  {key}: {value}", markup=False, soft_wrap=True)
-            session.err.print(traceback.format_exc(), markup=False, soft_wrap=True)
+                session.err.print(f"  {key}: {value}", soft_wrap=True)
+            session.err.print(traceback.format_exc(), soft_wrap=True)
 
 
 app = typer.Typer(

@@ -80,7 +80,7 @@ def produce(
         async with Producer(session.addresses(), **options) as producer:  # type: ignore[arg-type]
             done = await measure_producing(
                 producer, topic, records=num_records, record_bytes=record_size, per_second=max(throughput, 0.0),
-                tell=lambda line: session.err.print(line, markup=False),
+                tell=lambda line: session.err.print(line),
             )  # fmt: skip
         about = f"records of {record_size} B, batches of {batch_size} B, linger {linger_ms:g} ms, codec {codec}"
         return await _head(session, topic, about), done
@@ -186,5 +186,5 @@ def _report(session: Session, head: _Head, done: Measured, what: str, output: Ou
     if done.latencies_ms:
         line += ", " + ", ".join(f"{value:g} ms {name}" for name, value in latencies.items())
         line += f"; publish delay {percentile(done.late_ms, 0.99):.2f} ms p99"
-    session.out.print(head.text(), markup=False, soft_wrap=True)
-    session.out.print(line, markup=False, soft_wrap=True)
+    session.out.print(head.text(), soft_wrap=True)
+    session.out.print(line, soft_wrap=True)

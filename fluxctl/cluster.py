@@ -97,7 +97,7 @@ def up(
     seconds = start_and_wait(cluster, timeout)
     started = len(cluster.nodes) - already
     verb = f"{plural(started, 'node')} started, healthy after {seconds:.1f} s" if started else "already up"
-    session.out.print(f"{verb}: {', '.join(cluster.addresses)} (data and logs in {cluster.directory})", markup=False)
+    session.out.print(f"{verb}: {', '.join(cluster.addresses)} (data and logs in {cluster.directory})")
 
 
 def _check_as_wanted(cluster: LocalCluster, nodes: int | None, base_port: int | None) -> None:
@@ -129,7 +129,7 @@ def down(
     killed = cluster.stop(running, timeout)
     for node_id in killed:
         session.warn(f"node {node_id} did not end within {timeout:g} s and was killed; see {cluster.log_path(node_id)}")
-    session.out.print(f"{plural(len(running), 'node')} stopped; data stay in {cluster.directory}", markup=False)
+    session.out.print(f"{plural(len(running), 'node')} stopped; data stay in {cluster.directory}")
 
 
 @app.command()
@@ -150,7 +150,6 @@ def status(context: typer.Context, output: Output = OutputFormat.TABLE) -> None:
         f"Cluster: {cluster.cluster_id or '(not founded)'}   Controller: {controller}   "
         f"Topics: {cluster.topics}   Partitions: {cluster.partitions}   "
         f"Leaderless: {cluster.leaderless_partitions}   UnderReplicated: {cluster.under_replicated_partitions}",
-        markup=False,
     )
     session.out.print(node_table(cluster))
     _print_problems(session, problems)
@@ -172,7 +171,7 @@ def _status_data(cluster: admin_pb2.DescribeClusterResponse, problems: list[str]
 
 def _print_problems(session: Session, problems: list[str]) -> None:
     for problem in problems:
-        session.out.print(f"- {problem}", markup=False)
+        session.out.print(f"- {problem}")
 
 
 @app.command()

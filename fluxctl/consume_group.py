@@ -60,9 +60,7 @@ async def _consume(
     def tell(event: ConsumerEvent) -> None:
         if isinstance(event, Assigned | Revoked | Lost):
             numbers = ", ".join(str(where.partition) for where in event.partitions)
-            session.err.print(
-                f"{type(event).__name__.lower()}: {topic} partitions {numbers}", markup=False, style="dim"
-            )
+            session.err.print(f"{type(event).__name__.lower()}: {topic} partitions {numbers}", style="dim")
 
     async with Connection(session.addresses(), on_retry=session.note_retry) as connection:
         consumer = Consumer(connection, topic, group=group, start=start, on_event=tell, client_name="fluxctl")

@@ -81,7 +81,7 @@ def failover(
         _begin(stage)
         _write_and_kill(stage, kills)
         verdict = _read_and_compare(stage)
-    session.out.print(f"\n{_last_line(stage, verdict)}", markup=False, soft_wrap=True)
+    session.out.print(f"\n{_last_line(stage, verdict)}", soft_wrap=True)
     if not verdict.clean:
         raise typer.Exit(1)
 
@@ -99,7 +99,7 @@ def _directory(console: Console, wanted: Path | None) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     except BaseException:
-        console.print(f"data and logs are kept in {directory}", markup=False)
+        console.print(f"data and logs are kept in {directory}")
         raise
     shutil.rmtree(directory, ignore_errors=True)
 

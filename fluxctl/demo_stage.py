@@ -50,7 +50,7 @@ class Stage:
 
     def show(self, text: str) -> None:
         """A result."""
-        self.console.print(f"   {text}", markup=False, soft_wrap=True)
+        self.console.print(f"   {text}", soft_wrap=True)
 
     def describe(self, *names: str) -> None:
         """As `fluxctl topics describe` does."""

@@ -38,7 +38,6 @@ def print_topics(console: Console, topics: Sequence[admin_pb2.TopicDescription],
         console.print(
             f"Topic: {topic.name}   TopicId: {topic.topic_id.hex()}   PartitionCount: {len(topic.partitions)}   "
             f"ReplicationFactor: {topic.replication_factor}   Configs: {configs or '-'}",
-            markup=False,
             soft_wrap=True,
         )
         console.print(table(_COLUMNS, [_row(partition, separator) for partition in topic.partitions], right=_RIGHT))
@@ -90,10 +89,10 @@ def _print_why(console: Console, topic: admin_pb2.TopicDescription) -> None:
             if replica.why and replica.why not in partition.why
         ]
         for reason in reasons:
-            console.print(f"  {topic.name}-{partition.partition}: {reason}", markup=False)
+            console.print(f"  {topic.name}-{partition.partition}: {reason}")
             said = True
         if not partition.leader_node and not reasons:
-            console.print(f"  {topic.name}-{partition.partition}: no leader is known to the node asked", markup=False)
+            console.print(f"  {topic.name}-{partition.partition}: no leader is known to the node asked")
             said = True
     if not said:
         console.print("  all is well: every partition has a leader, every replica is in sync")

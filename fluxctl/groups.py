@@ -94,7 +94,7 @@ def delete(
     with session.client() as client:
         for name in names:
             Groups(client).delete(name)
-            session.out.print(f"group {name} deleted", markup=False)
+            session.out.print(f"group {name} deleted")
 
 
 @app.command("reset-offsets")
@@ -164,4 +164,4 @@ def _show(session: Session, group: str, resets: list[Reset], output: OutputForma
     ]
     session.out.print(table(columns, shown, right=columns[2:]))
     if not execute:
-        session.err.print("nothing was changed: add --execute to do it", markup=False)
+        session.err.print("nothing was changed: add --execute to do it")

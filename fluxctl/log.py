@@ -98,20 +98,20 @@ def check(context: typer.Context, directory: Directory, output: Output = OutputF
 def _print(session: Session, found: DirectoryCheck, directory: Path, is_sound: bool) -> None:
     out = session.out
     if found.node_id:
-        out.print(f"node {found.node_id} of cluster {found.cluster_id or '-'}", markup=False)
+        out.print(f"node {found.node_id} of cluster {found.cluster_id or '-'}")
     out.print(table(_COLUMNS, [_row(one) for one in found.partitions], right=_RIGHT))
     for one in found.partitions:
         if one.why:
-            out.print(f"  {one.name}: {one.why}", markup=False)
+            out.print(f"  {one.name}: {one.why}")
         if one.state is not None:
             held = f"{plural(one.state.topics, 'topic')}, {plural(one.state.nodes, 'node')}"
-            out.print(f"  {one.name}: state of the metadata at offset {one.state.applied_offset}: {held}", markup=False)
+            out.print(f"  {one.name}: state of the metadata at offset {one.state.applied_offset}: {held}")
     if found.why:
-        out.print(f"  {directory}: {found.why}", markup=False)
+        out.print(f"  {directory}: {found.why}")
     if found.votes is not None:
         votes, torn = found.votes, f", {found.votes.torn_bytes} torn bytes at the end" if found.votes.torn_bytes else ""
         text = f"damaged: {votes.why}" if votes.why else f"{plural(votes.records, 'record')}{torn}"
-        out.print(f"votes: {plural(len(votes.groups), 'group')}, {text}", markup=False)
+        out.print(f"votes: {plural(len(votes.groups), 'group')}, {text}")
     elif found.node_id:
         out.print("votes: missing")
     out.print("all is sound" if is_sound else "not all is sound")
@@ -163,7 +163,7 @@ def dump(
     session = session_of(context)
     paths = list(_segment_files(directory))
     if output is OutputFormat.TABLE:
-        session.out.print(_DUMP_HEAD, markup=False)
+        session.out.print(_DUMP_HEAD)
     count, is_sound = 0, True
     for path in paths:
         for row in _rows(path):

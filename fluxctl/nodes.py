@@ -83,7 +83,7 @@ def list_nodes(context: typer.Context, output: Output = OutputFormat.TABLE) -> N
     session.out.print(node_table(cluster))
     for node in cluster.nodes:
         if node.why:
-            session.out.print(f"  node {node.node_id}: {node.why}", markup=False, soft_wrap=True)
+            session.out.print(f"  node {node.node_id}: {node.why}", soft_wrap=True)
 
 
 @app.command()
@@ -116,7 +116,7 @@ def kill(
         process = local.nodes[node].process
         if number is signal.SIGKILL and process is not None:
             wait_gone(process, 5.0)
-        session.out.print(f"node {node}: {number.name} sent to process {process and process.process_id}", markup=False)
+        session.out.print(f"node {node}: {number.name} sent to process {process and process.process_id}")
         return
     with session.client() as client:
         if number is signal.SIGKILL:
@@ -125,7 +125,7 @@ def kill(
             Admin(client).stop_node(node)
         else:
             raise CommandError(f"{number.name} cannot be sent over the network", "KILL and TERM can")
-    session.out.print(f"node {node}: asked to end ({number.name})", markup=False)
+    session.out.print(f"node {node}: asked to end ({number.name})")
 
 
 @app.command()
@@ -167,7 +167,7 @@ def start(context: typer.Context, node: NodeId) -> None:
     if not local.start(node):
         raise CommandError(f"node {node} runs already")
     process = local.nodes[node].process
-    session.out.print(f"node {node}: started (process {process and process.process_id})", markup=False)
+    session.out.print(f"node {node}: started (process {process and process.process_id})")
 
 
 @app.command()
@@ -205,7 +205,7 @@ def transfer(
         for name, number in led:
             try:
                 moved = admin.transfer_leadership(name, number, to_node=to)
-                session.out.print(f"{name}-{number}: node {node} -> node {moved.leader_node}", markup=False)
+                session.out.print(f"{name}-{number}: node {node} -> node {moved.leader_node}")
             except FluxlogError as failure:
                 session.warn(f"{name}-{number}: {failure.message} ({failure.reason})")
                 failed.append(failure)

@@ -170,7 +170,7 @@ def _pump(run: _Run, descriptor: int, total: int) -> None:
         except InterruptedProducing:  # what waited for room is given up below
             pass
     if run.interrupts.requested:
-        run.session.err.print("interrupted: waiting a moment for the answers to what is on its way", markup=False)
+        run.session.err.print("interrupted: waiting a moment for the answers to what is on its way")
         give_up_at = time.monotonic() + _INTERRUPTED_FLUSH
         while not run.interrupts.insisted and time.monotonic() < give_up_at:
             if run.sender.flush(_PROGRESS_INTERVAL):
@@ -204,7 +204,6 @@ class _RetryNotes:
             self._session.err.print(
                 f"partition {retry.partition}: {retry.error.message} ({retry.error.reason}); "
                 f"{plural(retry.batches, 'batch', 'batches')} again to {retry.next_address}",
-                markup=False,
                 style="yellow",
             )
 
@@ -244,7 +243,6 @@ def _report(run: _Run, output: OutputFormat, *, acks_summary: bool) -> None:
         f"{run.route.name}: {plural(run.batcher.lines, 'line')}, {tally.acknowledged:,} acknowledged, "
         f"{tally.count(Outcome.REJECTED):,} rejected, {tally.count(Outcome.UNKNOWN):,} unknown in {seconds:.2f} s "
         f"({tally.acknowledged / max(seconds, 1e-9):,.0f} lines/s)",
-        markup=False,
     )
     columns = ["Partition", "Lines", "First offset", "Last offset"]
     if acks_summary:
@@ -268,18 +266,17 @@ def _tell_failures(run: _Run, output: OutputFormat) -> None:
         run.session.err.print(
             f"{plural(len(failure.numbers), 'line')} {kind}: {failure.message} ({failure.reason}): "
             f"{line_ranges(failure.numbers)}",
-            markup=False,
             style="red",
         )
     if run.interrupts.requested:
-        run.session.err.print(f"input after line {run.batcher.lines} was not sent", markup=False)
+        run.session.err.print(f"input after line {run.batcher.lines} was not sent")
 
 
 def _tell_files(session: Session, written: list[Path], problems: list[str]) -> None:
     for path in written:
-        session.err.print(f"failed lines are in {path} ({size(path.stat().st_size)})", markup=False)
+        session.err.print(f"failed lines are in {path} ({size(path.stat().st_size)})")
     for problem in problems:
-        session.err.print(problem, markup=False, style="red")
+        session.err.print(problem, style="red")
 
 
 def _report_data(run: _Run, seconds: float) -> dict[str, object]:

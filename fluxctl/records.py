@@ -83,7 +83,7 @@ def delete_records(
             total = plural(sum(row["deleted"] for row in rows), "record")
             done = f"{total} deleted"
             text = done if execute else f"{total} would be deleted; nothing was changed: give --execute to do it"
-            session.out.print(text, markup=False)
+            session.out.print(text)
     if failures:
         raise failures[0]
 

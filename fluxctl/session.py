@@ -45,11 +45,11 @@ class Session:
     def note_retry(self, failure: FluxlogError) -> None:
         """With --verbose every attempt that failed is told."""
         if self.verbose:
-            self.err.print(f"retry: {describe_failure(failure)}", markup=False, style="dim")
+            self.err.print(f"retry: {describe_failure(failure)}", style="dim")
 
     def warn(self, text: str) -> None:
         """One line to stderr."""
-        self.err.print(f"warning: {text}", markup=False, style="yellow")
+        self.err.print(f"warning: {text}", style="yellow")
 
 
 def session_of(context: typer.Context) -> Session:

@@ -89,7 +89,6 @@ def create(
         session.out.print(
             f"topic {made.name} {verb}: {plural(made.partitions, 'partition')}, replication factor "
             f"{made.replication_factor}, id {made.topic_id.hex()}",
-            markup=False,
         )
     if wait and not made.all_leaders_elected:
         advice = f"fluxctl topics describe {name} --why"
@@ -190,7 +189,7 @@ def alter(
         emit({"name": name, "configs": dict(sorted(configs.items()))}, output)
         return
     listed = ",".join(f"{key}={value}" for key, value in sorted(configs.items()))
-    session.out.print(f"topic {name} now has {listed or 'no configuration of its own'}", markup=False)
+    session.out.print(f"topic {name} now has {listed or 'no configuration of its own'}")
 
 
 @app.command("add-partitions")
@@ -204,7 +203,7 @@ def add_partitions(
     session = session_of(context)
     with session.client() as client:
         partitions = Admin(client).add_partitions(name, total)
-    session.out.print(f"topic {name} now has {plural(partitions, 'partition')}", markup=False)
+    session.out.print(f"topic {name} now has {plural(partitions, 'partition')}")
 
 
 @app.command()
@@ -225,7 +224,7 @@ def delete(
         admin = Admin(client)
         for name in names:
             deleted = admin.delete_topic(name, if_exists=if_exists)
-            session.out.print(f"topic {name} {'deleted' if deleted else 'does not exist'}", markup=False)
+            session.out.print(f"topic {name} {'deleted' if deleted else 'does not exist'}")
 
 
 app.command()(offsets)

@@ -60,7 +60,7 @@ def _show(session: Session, topic: str, found: list[PartitionVerification], outp
     for one in found:
         for replica in one.replicas:
             if replica.why:
-                session.out.print(f"  {topic}-{one.partition}: node {replica.node_id}: {replica.why}", markup=False)
+                session.out.print(f"  {topic}-{one.partition}: node {replica.node_id}: {replica.why}")
 
 
 def _row(one: PartitionVerification, replica: ReplicaVerification) -> tuple[object, ...]:
