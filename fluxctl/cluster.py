@@ -103,6 +103,11 @@ def up(
 def _check_as_wanted(cluster: LocalCluster, nodes: int | None, base_port: int | None) -> None:
     """Raises CommandError when the cluster, which may have been there before, is another than was asked for."""
     count, ports = len(cluster.nodes), [int(address.rpartition(":")[2]) for address in cluster.addresses]
+    if count > NODES_MAX:  # laid out by an earlier version; no node of it ever started
+        raise CommandError(
+            f"the local cluster in {cluster.directory} has {count} nodes, and {NODES_MAX} are the most there can be",
+            "it never held anything: remove the directory",
+        )
     if nodes is not None and nodes != count:
         other = f"{plural(count, 'node')}, not {nodes}"
     elif base_port is not None and ports != list(range(base_port, base_port + count)):

@@ -111,6 +111,10 @@ def test_up_makes_no_cluster_that_cannot_be_founded(tmp_path: Path) -> None:
     )
     assert result.exit_code == 2
     assert not (tmp_path / "c").exists()
+    LocalCluster.create(tmp_path / "earlier", NODES_MAX + 1, None)
+    result = CliRunner().invoke(app, ["cluster", "up", "--data-dir", str(tmp_path / "earlier")])
+    assert result.exit_code == 1
+    assert "has 6 nodes, and 5 are the most there can be" in result.stderr
 
 
 def test_up_refuses_what_the_cluster_that_is_there_is_not(tmp_path: Path) -> None:
