@@ -198,9 +198,7 @@ class _RetryNotes:
         if now - self._noted.get(key, float("-inf")) < _RETRY_NOTE_INTERVAL and not self._session.verbose:
             return
         self._noted[key] = now
-        with contextlib.suppress(
-            OSError
-        ):  # on the sender's thread, which has better to do than to end with a full disk
+        with contextlib.suppress(OSError):  # this is the sender's thread: it does not end with a full disk
             self._session.err.print(
                 f"partition {retry.partition}: {retry.error.message} ({retry.error.reason}); "
                 f"{plural(retry.batches, 'batch', 'batches')} again to {retry.next_address}",
