@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -22,6 +23,7 @@ from fluxlog.aio import consumer as _consumer
 from fluxlog.aio import producer as _producer
 from fluxlog.aio.bulk import BulkResult
 from fluxlog.aio.consumed import ConsumedBatch, ConsumedRecord, TopicPartition
+from fluxlog.aio.hand import Chunk
 from fluxlog.aio.lanes import Delivered
 from fluxlog.batch import Headers
 from fluxlog.client import Client
@@ -82,6 +84,14 @@ class _Background:
                 raise
         finally:
             self.leave()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have it called there, unless nobody uses the loop any more. Does not wait, nor take the lock: it may be
+        called wherever an iterator that was left is collected."""
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # closed just now
+                loop.call_soon_threadsafe(call)
 
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -182,13 +192,12 @@ class Producer(_InBackground[_producer.Producer]):
 
 
 class Consumer(_InBackground[_consumer.Consumer]):
-    """Reads records of topics; arguments as of fluxlog.Consumer. A whole batch is fetched at a time, so with a group
-    that is what is handled, and committed, at once. One thread at a time may iterate."""
+    """Reads records of topics; arguments as of fluxlog.Consumer. What counts as handled is the same, too. One thread at
+    a time may iterate."""
 
     def __init__(self, cluster: str | Sequence[str], topics: str | Sequence[str], **options: Any) -> None:
         super().__init__()
         self._make: Callable[[], _consumer.Consumer] = lambda: _consumer.Consumer(cluster, topics, **options)
-        self._iterating: AsyncIterator[ConsumedBatch] | None = None
 
     async def _open(self) -> _consumer.Consumer:
         return await self._make().__aenter__()
@@ -197,21 +206,26 @@ class Consumer(_InBackground[_consumer.Consumer]):
         await opened.close()
 
     def __iter__(self) -> Iterator[ConsumedRecord]:
-        for batch in self.batches():
-            yield from batch
+        for chunk in self._chunks():
+            yield from chunk.records()
 
     def batches(self) -> Iterator[ConsumedBatch]:
-        """Whole batches."""
-        self._iterating = iterating = aiter(self._inner.batches())
+        """Whole batches: one counts as handled when the next one is asked for."""
+        for chunk in self._chunks():
+            if (batch := chunk.remainder()) is not None:
+                yield batch
 
-        async def following() -> ConsumedBatch | None:
-            return await anext(iterating, None)
-
-        while (batch := _background.call(following())) is not None:
-            yield batch
+    def _chunks(self) -> Iterator[Chunk]:
+        """What to step through on this thread: the loop is asked once for each batch."""
+        iteration = self._inner.iterate()
+        try:
+            while (chunk := _background.call(iteration.next_chunk())) is not None:
+                yield chunk
+        finally:
+            _background.post(iteration.end)
 
     def commit(self) -> None:
-        """Commit everything that was handed out; see fluxlog.Consumer.commit."""
+        """Commit everything that was handed out, with the record (or batch) in hand; see fluxlog.Consumer.commit."""
         _background.call(self._inner.commit())
 
     def assignment(self) -> list[TopicPartition]:
@@ -219,7 +233,7 @@ class Consumer(_InBackground[_consumer.Consumer]):
         return _background.call(self._ask(lambda: self._inner.assignment()))
 
     def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Go on at an offset, after the batch in hand."""
+        """Go on at an offset; the record (or batch) in hand was the last one before."""
         _background.call(self._ask(lambda: self._inner.seek(topic, partition, offset)))
 
     @staticmethod

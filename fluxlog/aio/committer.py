@@ -43,6 +43,7 @@ class Committer:
         identity: member id and epoch; None: there is no membership at the moment, nothing can be committed.
         tracks: that may be committed.
         handled: below which offset everything of a track has been handled.
+        busy: whether something is being handled: it will be there to commit, whenever that is.
         interval: seconds between two commits in the background.
     """
 
@@ -54,9 +55,10 @@ class Committer:
         identity: Callable[[], tuple[bytes, int] | None],
         tracks: Callable[[], Iterable[Track]],
         handled: Callable[[Track], int],
+        busy: Callable[[], bool],
         interval: float,
     ) -> None:
-        self._connection, self._group, self._interval = connection, group, interval
+        self._connection, self._group, self._busy, self._interval = connection, group, busy, interval
         self._identity, self._tracks, self._handled = identity, tracks, handled
         self._active = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -75,7 +77,7 @@ class Committer:
                 await self.commit(self._tracks())
             except FluxlogError:
                 self._active.set()
-            if self._due(self._tracks(), self._handled):
+            if self._busy() or self._due(self._tracks(), self._handled):
                 self._active.set()
 
     async def commit(

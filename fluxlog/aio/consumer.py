@@ -14,6 +14,7 @@ from fluxlog.aio.consumed import ConsumedBatch, ConsumedRecord, ConsumerEvent, T
 from fluxlog.aio.feed import Feed, Track
 from fluxlog.aio.group_side import COMMIT_INTERVAL_MS_DEFAULT, GroupSide
 from fluxlog.aio.hand import Chunk, Hand
+from fluxlog.aio.iteration import Iteration
 from fluxlog.aio.metadata import Metadata
 from fluxlog.aio.offsets import ask_offsets, find_offsets
 from fluxlog.entry import UndecodableBatchError
@@ -150,39 +151,19 @@ class Consumer:
     # ---- reading
 
     def __aiter__(self) -> AsyncIterator[ConsumedRecord]:
-        return self._records()
+        return self.iterate().records()
 
-    async def _records(self) -> AsyncIterator[ConsumedRecord]:
-        try:
-            while (chunk := await self._next_chunk()) is not None:
-                track, version = chunk.track, chunk.version
-                for record in chunk.rest:
-                    chunk.current = record
-                    yield record
-                    if track.version != version:
-                        break
-                else:
-                    chunk.exhausted = True
-        finally:
-            self._hand.let_go()
-
-    async def batches(self) -> AsyncIterator[ConsumedBatch]:
+    def batches(self) -> AsyncIterator[ConsumedBatch]:
         """Whole batches, for high rates: a batch counts as handled when the next one is asked for."""
-        try:
-            while (chunk := await self._next_chunk()) is not None:
-                if chunk.current is not None:  # some of its records were taken one by one
-                    track = chunk.track
-                    chunk.batch = ConsumedBatch(track.where, chunk.buffered.batch, track.position, track.end)
-                chunk.exhausted = chunk.whole = True
-                if len(chunk.batch):
-                    yield chunk.batch
-        finally:
-            self._hand.let_go()
+        return self.iterate().batches()
 
-    async def _next_chunk(self) -> Chunk | None:
-        """The batch in hand while something of it is left, or the next one."""
-        chunk = self._hand.come_back()
-        while chunk is None:
+    def iterate(self) -> Iteration:
+        """A new loop, for those who step through it themselves (fluxlog.sync)."""
+        return Iteration(self._hand, self._wait_chunk)
+
+    async def _wait_chunk(self) -> Chunk | None:
+        """The next batch, taken into the hand. Meanwhile events are told."""
+        while True:
             while self._events:
                 await self._call_handler(self._events.popleft())
             if self._feed.exhausted:
@@ -198,7 +179,7 @@ class Consumer:
                 raise
             if self._group is not None:
                 self._group.committer.note_activity()
-        return chunk
+            return chunk
 
     async def commit(self) -> None:
         """Commit everything that was handed out, the record in hand among it. Only with a group.

@@ -63,7 +63,7 @@ class GroupSide:
         )  # fmt: skip
         self.committer = Committer(
             connection, group, identity=lambda: self.membership.identity, tracks=feed.tracks.values,
-            handled=hand.handled, interval=commit_interval_ms / 1000,
+            handled=hand.handled, busy=lambda: hand.busy, interval=commit_interval_ms / 1000,
         )  # fmt: skip
         self._unbegun: dict[TopicPartition, groups_pb2.Assignment] = {}
         """Ours, but it is not known yet where to begin."""

@@ -1,6 +1,11 @@
 """The batch that an iteration has in hand: what of it was handed out, and what of that has been handled.
 
-A record counts as handled when the next one is asked for; nothing else does it, no timer above all.
+A record counts as handled when the next one is asked for; nothing else does it, no timer above all. What has not been
+handed out when a loop is left stays in hand: the next loop goes on with it.
+
+A Chunk is stepped through where its records are handled, which for fluxlog.sync is another thread than the loop's. All
+else belongs to the loop. What that thread hands out in the very moment in which the rest is taken away counts as handed
+out before: the loop waits for its return (`wait_returned`), and goes on behind it (`come_back`).
 """
 
 from __future__ import annotations
@@ -43,6 +48,28 @@ class Chunk:
             return self.batch.next_offset
         return None if self.current is None else self.current.offset + 1
 
+    def records(self) -> Iterator[ConsumedRecord]:
+        """Hand out what is left, one by one, as long as it is not stale."""
+        track, version = self.track, self.version
+        if track.version != version:
+            return
+        for record in self.rest:
+            self.current = record
+            yield record
+            if track.version != version:
+                return
+        self.exhausted = True
+
+    def remainder(self) -> ConsumedBatch | None:
+        """Hand out what is left, as a batch; None: nothing is, or it is stale."""
+        if self.stale:
+            return None
+        if self.current is not None:  # some of its records were taken one by one
+            track = self.track
+            self.batch = ConsumedBatch(track.where, self.buffered.batch, track.position, track.end)
+        self.exhausted = self.whole = True
+        return self.batch if len(self.batch) else None
+
 
 class Hand:
     """Holds one batch at a time."""
@@ -50,6 +77,8 @@ class Hand:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self.chunk: Chunk | None = None
+        self._iteration: object = None
+        """Has asked last."""
         self._returned = asyncio.Event()
         self._returned.set()
 
@@ -64,14 +93,16 @@ class Hand:
         self._returned.clear()
         return chunk
 
-    def come_back(self) -> Chunk | None:
-        """The next record or batch is asked for: what was handed out is handled. Returns the batch in hand if something
-        of it is left to be handed out."""
+    def come_back(self, iteration: object) -> Chunk | None:
+        """An iteration asks for the next record or batch: what was handed out is handled. Returns the batch in hand if
+        something of it is left to be handed out."""
+        self._iteration = iteration
         chunk = self.chunk
         if chunk is None:
             return None
         self._settle(chunk)
         if not chunk.stale and not chunk.exhausted:
+            self._returned.clear()
             return chunk
         self.chunk = None
         if not chunk.stale:
@@ -81,14 +112,21 @@ class Hand:
         self._returned.set()
         return None
 
-    def let_go(self) -> None:
-        """Nobody iterates any more; whether the last record was handled is not known, so it was not."""
-        self._returned.set()
+    def let_go(self, iteration: object) -> None:
+        """An iteration has ended; whether its last record was handled is not known, so it was not. When another one has
+        asked since, what is in hand is that one's."""
+        if iteration is self._iteration:
+            self._returned.set()
 
     def discard(self, track: Track) -> None:
         """What is in hand of a track counts no more."""
         if self.chunk is not None and self.chunk.track is track:
             self.chunk.discarded = True
+
+    @property
+    def busy(self) -> bool:
+        """A handler has something in hand, and has not returned."""
+        return not self._returned.is_set()
 
     def interrupt(self) -> None:
         """Hand out nothing more of what is in hand; it will be fetched again. What was handed out counts as ever."""
@@ -115,7 +153,7 @@ class Hand:
 
     async def wait_returned(self, track: Track, seconds: float) -> bool:
         """Wait until the handler has returned from what is in hand of a track; False: not in time."""
-        if self.chunk is None or self.chunk.track is not track or self.chunk.handled_on_return is None:
+        if self.chunk is None or self.chunk.track is not track:
             return True
         try:
             async with asyncio.timeout(seconds):
@@ -129,7 +167,10 @@ class Hand:
         if offset is None or chunk.discarded:
             return
         track = chunk.track
-        if chunk.stale:
-            track.handled = max(track.handled, offset)
-        else:
+        if not chunk.stale:
             track.position = track.handled = offset
+            return
+        track.handled = max(track.handled, offset)
+        if track.position < offset and self._feed.tracks.get(track.where) is track:
+            track.position = offset  # it was handed out in the moment of `interrupt`
+            self._feed.fetch_again(track)

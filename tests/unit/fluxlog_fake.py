@@ -285,14 +285,14 @@ class _Log:
         while context.is_active():
             bound = self._cluster.behind.get(self._node_id, len(partition.values))
             frames = [
-                (frame, base)
-                for frame, base in zip(list(partition.frames), partition.bases, strict=False)
-                if offset <= base < bound
+                frame
+                for frame, base, end in zip(partition.frames, partition.bases, partition.ends(), strict=False)
+                if base < bound and offset < end
             ]
             if not frames:
                 time.sleep(0.01)
                 continue
-            entries = b"".join(frame for frame, _ in frames)
+            entries = b"".join(frames)
             offset = min(bound, len(partition.values))
             if partition.corrupt_next:
                 partition.corrupt_next = False

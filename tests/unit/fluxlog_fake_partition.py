@@ -40,6 +40,10 @@ class FakePartition:
         if not self.log_start <= offset <= end:
             raise FakeError("OFFSET_OUT_OF_RANGE", log_start_offset=str(self.log_start), high_watermark=str(end))
 
+    def ends(self) -> list[int]:
+        """First offset behind each batch."""
+        return [*self.bases[1:], len(self.values)]
+
     def forget_producers(self) -> None:
         """As when too many others have written, or none for long."""
         self.written.clear()

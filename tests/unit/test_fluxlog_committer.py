@@ -58,7 +58,8 @@ class Scene:
         member = self.server.lab.member(1)
         self.committer = Committer(
             self.server, "g", identity=lambda: (member.member_id, member.epoch),
-            tracks=self.consumer._feed.tracks.values, handled=self.consumer._hand.handled, interval=0.0,
+            tracks=self.consumer._feed.tracks.values, handled=self.consumer._hand.handled,
+            busy=lambda: self.consumer._hand.busy, interval=0.0,
         )  # fmt: skip
 
     def handle(self, number: int, offset: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fluxlog import Connection, Consumer, Producer, TopicPartition
 from fluxlog.aio import feed
 from fluxlog.aio.consumed import ConsumedBatch
+from fluxlog.aio.feed import Track
 from fluxlog.aio.following import Arrived
 from fluxlog.batch import encode_batch
 from fluxlog.entry import FetchedBatch
@@ -202,6 +203,71 @@ def test_what_arrived_before_a_partition_failed_is_handed_out_before_that_is_tol
             assert await take(consumer, 3) == [b"0", b"1", b"0"]
             with pytest.raises(FluxlogError, match="deleted"):
                 await take(consumer, 1)
+            await consumer.close()
+
+    asyncio.run(scene())
+
+
+def reads(offsets: range) -> tuple[Consumer, Track]:
+    """A consumer to which this much has come."""
+    consumer = Consumer("127.0.0.1:1", "t")
+    consumer._feed.add(WHERE, b"i" * 16, offsets.start)
+    track = consumer._feed.tracks[WHERE]
+    assert track.following is not None
+    batch = fetched(len(offsets), offsets.start)
+    consumer._feed._take_arrived(track.following, Arrived([batch], offsets.stop, offsets.stop, 0))
+    return consumer, track
+
+
+def test_a_loop_that_was_left_and_ends_late_does_not_let_go_what_the_next_one_has_in_hand() -> None:
+    async def scene() -> None:
+        consumer, track = reads(range(10, 13))
+        left, next_one = consumer.iterate().records(), consumer.iterate().records()
+        async with asyncio.timeout(20):
+            assert (await anext(left)).offset == 10
+            assert (await anext(next_one)).offset == 11
+            await left.aclose()
+            assert not await consumer._hand.wait_returned(track, 0)
+            await next_one.aclose()
+            assert await consumer._hand.wait_returned(track, 0)
+            await consumer.close()
+
+    asyncio.run(scene())
+
+
+def test_a_partition_waits_for_the_handler_of_a_loop_that_went_on_with_the_rest_of_a_batch() -> None:
+    async def scene() -> None:
+        consumer, track = reads(range(10, 13))
+        async with asyncio.timeout(20):
+            assert await take(consumer, 1) == [b"0"]
+            assert await consumer._hand.wait_returned(track, 20)
+            async for record in consumer:
+                assert record.offset == 11
+                assert not await consumer._hand.wait_returned(track, 0)
+                break
+            await consumer.close()
+
+    asyncio.run(scene())
+
+
+def test_a_record_that_another_thread_hands_out_as_it_is_interrupted_is_not_repeated() -> None:
+    """That thread looked before the interruption, and has the record in hand after it."""
+
+    async def scene() -> None:
+        consumer, track = reads(range(10, 13))
+        async with asyncio.timeout(20):
+            iteration = consumer.iterate()
+            chunk = await iteration.next_chunk()
+            assert chunk is not None
+            records = chunk.records()
+            assert next(records).offset == 10
+            consumer._hand.interrupt()
+            chunk.current = next(chunk.rest)
+            assert list(records) == []
+            assert consumer._hand.come_back(iteration) is None
+            assert track.position == track.handled == 12
+            assert track.following is not None
+            assert track.following.offset == 12
             await consumer.close()
 
     asyncio.run(scene())
