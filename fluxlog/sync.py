@@ -4,7 +4,8 @@
         producer.send("orders", b"value", key=b"key")
 
 There is one such thread, however many objects are open. Every call waits for its result; for throughput use
-`send_many`, or asyncio.
+`send_many`, or asyncio. What runs on that thread itself (an `on_event` handler, an iterable given to `send_many`) must
+not call: it would wait for itself, so LocalError is raised there, reason WRONG_THREAD.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ class _Background:
         self._thread: threading.Thread | None = None
 
     def enter(self) -> None:
-        """One user more."""
+        """One user more.
+
+        Raises:
+            LocalError: WRONG_THREAD.
+        """
+        self.check_thread()
         with self._lock:
             self._users += 1
             if self._loop is None:
@@ -62,19 +68,25 @@ class _Background:
             self._thread.join()
             self._loop = self._thread = None
 
+    def check_thread(self) -> None:
+        """Raises LocalError on the thread itself: it would wait for itself. Before the lock is taken: whoever ends the
+        thread holds it."""
+        if threading.current_thread() is self._thread:
+            raise LocalError("WRONG_THREAD", "fluxlog.sync was called from its own background thread, which would wait "
+                             "for itself: from an on_event handler, or an iterable that send_many reads")  # fmt: skip
+
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run it there and wait; an interrupt (Ctrl-C) cancels it. Until then the loop has a user more: whoever closes
         what is called may be another thread.
 
         Raises:
-            LocalError: CANCELLED: nobody uses it any more.
+            LocalError: CANCELLED: nobody uses it any more. WRONG_THREAD.
         """
-        with self._lock:
-            loop = self._loop
-            if loop is None:
-                coroutine.close()
-                raise LocalError("CANCELLED", "used after it was closed")
-            self._users += 1
+        try:
+            loop = self._begin_call()
+        except LocalError:
+            coroutine.close()
+            raise
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, loop)
             try:
@@ -84,6 +96,14 @@ class _Background:
                 raise
         finally:
             self.leave()
+
+    def _begin_call(self) -> asyncio.AbstractEventLoop:
+        self.check_thread()
+        with self._lock:
+            if self._loop is None:
+                raise LocalError("CANCELLED", "used after it was closed")
+            self._users += 1
+            return self._loop
 
     def post(self, call: Callable[[], None]) -> None:
         """Have it called there, unless nobody uses the loop any more. Does not wait, nor take the lock: it may be
@@ -130,6 +150,7 @@ class _InBackground(ABC, Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _background.check_thread()  # then it is still in use
         try:
             _background.call(self._close(self._inner, flush=kind is None or issubclass(kind, Exception)))
         finally:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fluxlog import FluxlogError, Outcome
-from fluxlog.sync import Producer
+from fluxlog import Assigned, ConsumerEvent, FluxlogError, Outcome
+from fluxlog.sync import Consumer, Producer
 from tests.unit.fluxlog_fake import FakeCluster, Fault
+from tests.unit.fluxlog_fake_groups import partition_of
 
 THREADS = 150
 """More than there are turns of the loop in closing."""
@@ -63,3 +64,35 @@ def test_what_is_used_after_it_was_closed_says_so(cluster: FakeCluster) -> None:
     assert failure.value.outcome is Outcome.REJECTED
     with Producer(cluster.addresses[1]), pytest.raises(FluxlogError, match="closed"):
         producer.send("t", b"z")
+
+
+def test_a_handler_of_events_that_calls_is_told_that_it_cannot(cluster: FakeCluster) -> None:
+    """It runs on the thread that would have to answer. The consumer goes on."""
+    told: list[FluxlogError] = []
+
+    def handle(event: ConsumerEvent) -> None:
+        if isinstance(event, Assigned):
+            for call in (consumer.commit, lambda: consumer.seek("t", 0, 0), Producer(cluster.addresses[1]).__enter__):
+                try:
+                    call()
+                except FluxlogError as failure:
+                    told.append(failure)
+
+    cluster.coordinator.assign(partition_of("t"), committed=0)
+    with Producer(cluster.addresses[1]) as producer:
+        producer.send("t", b"x")
+    with Consumer(cluster.addresses[1], "t", group="g", on_event=handle) as consumer:
+        assert next(iter(consumer)).value == b"x"
+    assert [failure.reason for failure in told] == ["WRONG_THREAD"] * 3
+
+
+def test_sending_what_a_consumer_reads_as_it_is_read_says_that_it_cannot(cluster: FakeCluster) -> None:
+    cluster.create("out", 1)
+    with Producer(cluster.addresses[1]) as producer, Consumer(cluster.addresses[1], "t", start=0) as consumer:
+        producer.send_many("t", [b"1", b"2"])
+        with pytest.raises(FluxlogError, match="own background thread") as failure:
+            producer.send_many("out", (record.value for record in consumer))
+        assert failure.value.reason == "WRONG_THREAD"
+        assert cluster.topics["out"][0].values == []
+        producer.send_many("out", [record.value for record in next(consumer.batches())])
+    assert cluster.topics["out"][0].values == [b"1", b"2"]
