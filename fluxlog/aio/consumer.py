@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self
@@ -17,6 +15,7 @@ from fluxlog.aio.hand import Chunk, Hand
 from fluxlog.aio.iteration import Iteration
 from fluxlog.aio.metadata import Metadata
 from fluxlog.aio.offsets import ask_offsets, find_offsets
+from fluxlog.aio.telling import EventHandler, Telling
 from fluxlog.entry import UndecodableBatchError
 from fluxlog.errors import FluxlogError, LocalError
 from fluxlog.v1 import log_pb2
@@ -24,12 +23,9 @@ from fluxlog.v1 import log_pb2
 FETCH_BYTES_DEFAULT = 1024 * 1024
 BUFFER_BYTES_DEFAULT = 16 * 1024 * 1024
 _COMMIT_PATIENCE = 10.0
-_EVENTS_MAX = 1_000
-"""Of those that nobody has iterated for."""
 
 Start = Literal["earliest", "latest"] | int | datetime
 """The log's start, its end, an offset, or a time."""
-EventHandler = Callable[[ConsumerEvent], Awaitable[None] | None]
 
 
 class Consumer:
@@ -53,7 +49,8 @@ class Consumer:
         on_out_of_range: an offset that is not there (any more): "error" raises OffsetOutOfRangeError, "earliest" and
             "latest" go on there.
         stop_at_end: iterating ends at what was the end when it was opened. Not with a group.
-        on_event: called with each ConsumerEvent; may be a coroutine function, and is awaited then.
+        on_event: called with each ConsumerEvent, one at a time, in order; may be a coroutine function, and is awaited
+            then.
         auto_commit: commit in the background what was handled, when partitions are given up, and at the end; otherwise
             call `commit`.
         commit_interval_ms: between two commits in the background.
@@ -88,8 +85,7 @@ class Consumer:
         self._connection, self._owns_connection = connection_of(cluster)
         self._topics = [topics] if isinstance(topics, str) else list(topics)
         self._partitions, self._start, self._stop_at_end = partitions, start, stop_at_end
-        self._on_event = on_event
-        self._events: deque[ConsumerEvent] = deque(maxlen=_EVENTS_MAX)
+        self._telling = Telling(on_event) if on_event is not None else None
         self._metadata = Metadata(self._connection)
         self._feed = Feed(
             self._connection, self._metadata, buffer_bytes=buffer_bytes, max_bytes=fetch_bytes, reset=on_out_of_range,
@@ -140,6 +136,8 @@ class Consumer:
         if self._closed:
             return
         self._closed = True
+        if self._telling is not None:
+            self._telling.end()
         self._feed.suspend(suspended=True)
         if self._group is not None:
             await self._group.close()
@@ -164,8 +162,8 @@ class Consumer:
     async def _wait_chunk(self) -> Chunk | None:
         """The next batch, taken into the hand. Meanwhile events are told."""
         while True:
-            while self._events:
-                await self._call_handler(self._events.popleft())
+            if self._telling is not None:
+                await self._telling.tell_queued()
             if self._feed.exhausted:
                 return None
             taken = await self._feed.take()
@@ -289,21 +287,14 @@ class Consumer:
 
     def _note_event(self, event: ConsumerEvent) -> None:
         """Told by whoever iterates, between two records."""
-        if self._on_event is not None:
-            self._events.append(event)
+        if self._telling is not None:
+            self._telling.add(event)
             self._feed.nudge()
 
     async def _tell_now(self, event: ConsumerEvent) -> None:
         """What is queued, and this, although nobody may iterate just now."""
-        while self._events:
-            await self._call_handler(self._events.popleft())
-        await self._call_handler(event)
-
-    async def _call_handler(self, event: ConsumerEvent) -> None:
-        if self._on_event is not None:
-            result = self._on_event(event)
-            if inspect.isawaitable(result):
-                await result
+        if self._telling is not None:
+            await self._telling.tell(event)
 
 
 def _query(where: TopicPartition, start: Start) -> log_pb2.OffsetQuery:

@@ -135,3 +135,34 @@ def test_a_member_whose_connection_is_closed_hands_out_nothing_more(cluster: Fak
                     await member.take()
 
     asyncio.run(scene())
+
+
+def test_what_is_to_be_given_up_waits_for_the_handler_of_an_earlier_event(cluster: FakeCluster) -> None:
+    async def scene() -> None:
+        said, may_return = list[str](), asyncio.Event()
+
+        async def handle(event: ConsumerEvent) -> None:
+            said.append(type(event).__name__)
+            if isinstance(event, Assigned):
+                await may_return.wait()
+                said.append("returned")
+
+        async def iterate() -> None:
+            async for _ in consumer:
+                pass
+
+        consumer = Consumer(list(cluster.addresses.values()), ["kept"], group="g", on_event=handle)
+        async with asyncio.timeout(20), consumer:
+            iterating = asyncio.create_task(iterate())
+            await until(lambda: said == ["Assigned"])
+            cluster.coordinator.revoke(partition_of("kept"))
+            await until(lambda: KEPT not in consumer.assignment())
+            assert said == ["Assigned"]
+            may_return.set()
+            heard = await asyncio.to_thread(cluster.coordinator.heard.get, timeout=20)
+            assert list(heard.released.partitions) == [partition_of("kept")]
+            assert said[said.index("Revoked") - 1] == "returned"
+            iterating.cancel()
+            await asyncio.gather(iterating, return_exceptions=True)
+
+    asyncio.run(scene())
