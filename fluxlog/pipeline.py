@@ -42,9 +42,9 @@ _LAST_ANSWER_GRACE = 1.0
 """Seconds beyond the delivery timeout for an answer under way: it may make the outcome certain."""
 # A deposed leader or a node that has not heard the news answers these although another node knows better: believed only
 # when repeated for this many seconds.
-_DOUBTFUL = frozenset(
-    {"OUT_OF_ORDER_SEQUENCE", "UNKNOWN_PRODUCER", "UNKNOWN_TOPIC", "UNKNOWN_PARTITION", "TOPIC_ID_MISMATCH"}
-)
+_ABSENT = frozenset({"UNKNOWN_TOPIC", "UNKNOWN_PARTITION", "TOPIC_ID_MISMATCH"})
+"""Say the same of every batch of the partition."""
+_DOUBTFUL = _ABSENT | {"OUT_OF_ORDER_SEQUENCE", "UNKNOWN_PRODUCER"}
 _DOUBT_SECONDS = 4.0
 
 
@@ -129,7 +129,10 @@ class Pipeline:
         if queue is None:
             queue = PartitionQueue(number, self._producer_id, target, topic=topic)
             self._partitions[topic, number] = queue
-        queue.topic_id = topic_id
+        if queue.topic_id != topic_id:
+            queue.topic_id = topic_id
+            if queue.batches:
+                queue.batches[0].doubted_since = 0.0  # that was about another topic
         return queue
 
     def add(self, partition: PartitionQueue, batch: Batch) -> None:
@@ -385,6 +388,8 @@ class Pipeline:
                 final = error.from_server and not error.retriable
             if final or (not error.from_server and not error.retriable):
                 self._give_up_head(partition, error)
+                if error.reason in _ABSENT and partition.batches:  # once answered like this, it is believed, too
+                    partition.batches[0].doubted_since = batch.doubted_since
                 return
         partition.attempt += 1
         partition.sent = partition.sent_bytes = 0

@@ -17,13 +17,8 @@ from fluxlog import (
     RejectedError,
     UnknownOutcomeError,
 )  # fmt: skip
-from fluxlog.addresses import AddressBook
 from fluxlog.codec import Codec
-from fluxlog.delivery import Batch
-from fluxlog.pipeline import Pipeline
-from fluxlog.v1 import log_pb2
 from tests.unit.fluxlog_fake import FakeCluster, Fault
-from tests.unit.fluxlog_fake_partition import FakeError
 from tests.unit.fluxlog_play import play
 
 
@@ -431,49 +426,3 @@ def test_what_has_its_outcome_takes_no_memory(cluster: FakeCluster) -> None:
         assert peak < 2_500
 
     play(cluster, scene, batch_bytes=16_384, buffer_bytes=65_536)
-
-
-class NotedStream:
-    """Notes what it was to send."""
-
-    address = "a:1"
-
-    def __init__(self) -> None:
-        self.sent: list[int] = []
-
-    def send(self, correlation_id: int, request: bytes) -> None:
-        """Queue one."""
-        self.sent.append(correlation_id)
-
-    def cancel(self) -> None:
-        """Nothing runs."""
-
-
-def test_a_node_that_never_knows_the_producer_is_not_asked_without_a_pause() -> None:
-    """A new producer id is taken once; a node that refuses that, too, is tried again like others, and believed in the
-    end."""
-    now, outcomes, stream = 100.0, list[Outcome](), NotedStream()
-
-    def take_result(batch: Batch) -> None:
-        assert batch.result is not None
-        outcomes.append(batch.result.outcome)
-
-    pipeline = Pipeline(
-        AddressBook([stream.address]), lambda _: stream, on_result=take_result, on_retry=None, clock=lambda: now
-    )
-    pipeline.add(pipeline.partition("t", 0, target=stream.address), Batch([b"x"], None, None, 1, now))
-    pauses = answered = 0
-    while not outcomes:
-        pipeline.advance()
-        if not stream.sent:
-            pauses += 1
-            now = pipeline.deadline
-            continue
-        answer = log_pb2.ProduceStreamResponse(correlation_id=stream.sent.pop())
-        answer.error.CopyFrom(FakeError("UNKNOWN_PRODUCER").message())
-        pipeline.take_answer(stream, answer)
-        answered += 1
-        assert answered < 1_000
-    assert outcomes == [Outcome.REJECTED]
-    assert now >= 104.0
-    assert pauses > 10
