@@ -82,6 +82,7 @@ def consume(
             topic,
             begin,
             leaders=route.leaders,
+            topic_id=route.topic_id,
             reset_below_start=start.kind is positions.Kind.START,
             on_retry=lambda number, failure, address: session.note_retry(failure),
             patience=None,

@@ -81,6 +81,8 @@ class Reader:
         topic: its name.
         positions: offset to begin with, per partition.
         leaders: where to ask first, per partition.
+        topic_id: 16 bytes: refuse to read another topic of this name (TOPIC_ID_MISMATCH). Empty: read on at the same
+            offset when the topic is deleted and created anew.
         reset_below_start: begin at the log start when an offset is below it (otherwise OffsetOutOfRangeError).
         on_retry: called with (partition, failure, next address) when another node is asked.
         patience: seconds without an answer for a partition after which its failure is raised; None: never.
@@ -93,13 +95,14 @@ class Reader:
         positions: Mapping[int, int],
         *,
         leaders: Mapping[int, str] | None = None,
+        topic_id: bytes = b"",
         reset_below_start: bool = False,
         on_retry: Callable[[int, FluxlogError, str], None] | None = None,
         patience: float | None = 60.0,
         max_bytes: int = FETCH_BYTES_DEFAULT,
         max_wait_ms: int = FETCH_WAIT_MS,
     ) -> None:
-        self._client, self._topic = client, topic
+        self._client, self._topic, self._topic_id = client, topic, topic_id
         self._reset_below_start, self._on_retry, self._patience = reset_below_start, on_retry, patience
         self._max_bytes, self._max_wait_ms = max_bytes, max_wait_ms
         first = client.addresses()[0]
@@ -187,6 +190,7 @@ class Reader:
                     max_bytes=self._max_bytes,
                     # After a failure the first answer is to come at once.
                     max_wait_ms=0 if position.failures else self._max_wait_ms,
+                    topic_id=self._topic_id,
                 )
                 # The answer's own bytes, since its checksums are over them.
                 method: grpc.UnaryUnaryMultiCallable[log_pb2.FetchRequest, bytes] = self._client.node(

@@ -52,6 +52,8 @@ class FakeCluster:
     def __init__(self, nodes: int = 1) -> None:
         self.lock = threading.Lock()
         self.topics: dict[str, list[FakePartition]] = {}
+        self.topic_ids: dict[str, bytes] = {}
+        """One that is created again gets another one. Checked by Fetch."""
         self.faults: dict[int, deque[Fault]] = defaultdict(deque)
         self.produced = 0
         self.unanswered = threading.Event()
@@ -118,6 +120,7 @@ class FakeCluster:
         return set(self._servers)
 
     def create(self, name: str, partitions: int = 1) -> list[FakePartition]:
+        self.topic_ids[name] = bytes(16) if name not in self.topic_ids else bytes([self.topic_ids[name][0] + 1]) * 16
         self.topics[name] = [FakePartition(min(self._servers)) for _ in range(partitions)]
         return self.topics[name]
 
@@ -255,6 +258,8 @@ class _Log:
         cluster = self._cluster
         try:
             partition = cluster.partition(request.topic, request.partition)
+            if request.topic_id not in (b"", cluster.topic_ids[request.topic]):
+                raise FakeError("TOPIC_ID_MISMATCH")
             cluster.check_served(partition, self._node_id)
             partition.check_range(request.offset)
         except FakeError as error:
@@ -383,7 +388,7 @@ class _Admin(admin_pb2_grpc.AdminServicer):
             self._cluster.create(request.name, request.partitions or 1)
         return admin_pb2.CreateTopicResponse(
             name=request.name,
-            topic_id=bytes(16),
+            topic_id=self._cluster.topic_ids[request.name],
             created=created,
             partitions=request.partitions or 1,
             replication_factor=request.replication_factor or 1,
@@ -397,7 +402,7 @@ class _Admin(admin_pb2_grpc.AdminServicer):
             topics=[
                 admin_pb2.TopicSummary(
                     name=name,
-                    topic_id=bytes(16),
+                    topic_id=self._cluster.topic_ids[name],
                     partitions=len(partitions),
                     replication_factor=1,
                     internal=name.startswith("__"),
@@ -415,7 +420,7 @@ class _Admin(admin_pb2_grpc.AdminServicer):
             if name not in self._cluster.topics or self._node_id in self._cluster.ignorant:
                 response.errors.append(FakeError("UNKNOWN_TOPIC").message())
                 continue
-            topic = response.topics.add(name=name, topic_id=bytes(16), replication_factor=1)
+            topic = response.topics.add(name=name, topic_id=self._cluster.topic_ids[name], replication_factor=1)
             for number, partition in enumerate(self._cluster.topics[name]):
                 description = topic.partitions.add(
                     partition=number,

@@ -10,7 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from fluxctl import consume as consuming
 from fluxctl.__main__ import app, hoist
+from fluxctl.routes import TopicRoute, route_of
+from fluxlog.admin import Admin
 from fluxlog.v1 import record_pb2
 from tests.unit.fluxlog_fake import FakeCluster, Fault
 from tests.unit.fluxlog_fake_groups import partition_of
@@ -51,6 +54,23 @@ def test_topics_are_created_listed_described_and_deleted(cluster: FakeCluster) -
     assert run(cluster, "topics", "delete", "t", "--yes").exit_code == 0
     assert run(cluster, "topics", "delete", "t", "--yes").exit_code == 1
     assert run(cluster, "topics", "delete", "t", "--yes", "--if-exists").exit_code == 0
+
+
+def test_a_topic_that_was_created_anew_is_not_consumed(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its partitions were looked up it was the one that the user meant; what comes is another one's."""
+
+    def look_up(admin: Admin, name: str) -> TopicRoute:
+        route = route_of(admin, name)
+        cluster.create(name)
+        return route
+
+    cluster.create("t")
+    monkeypatch.setattr(consuming, "route_of", look_up)
+    result = run(cluster, "consume", "t", "--from-beginning")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "(TOPIC_ID_MISMATCH)" in result.stderr
+    assert "begin anew" in result.stderr
 
 
 def test_an_error_is_one_line_with_reason_and_advice(cluster: FakeCluster) -> None:

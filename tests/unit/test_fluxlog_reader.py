@@ -48,6 +48,27 @@ def _read(reader: Reader, ends: dict[int, int]) -> dict[int, list[bytes | None]]
     return out
 
 
+def test_a_topic_that_is_created_anew_is_not_read_on(cluster: FakeCluster, client: Client) -> None:
+    """Though the offset is there in the new one, too."""
+    _fill(cluster.create("t")[0], [b"old", b"older"])
+    with Reader(client, "t", {0: 0}, topic_id=cluster.topic_ids["t"]) as reader:
+        assert _read_to(reader, 2) == [b"old", b"older"]
+        _fill(cluster.create("t")[0], [b"1", b"2", b"3"])
+        with pytest.raises(FluxlogError) as failure:
+            while True:
+                reader.poll(10)
+        assert failure.value.reason == "TOPIC_ID_MISMATCH"
+
+
+def _read_to(reader: Reader, count: int) -> list[bytes | None]:
+    values: list[bytes | None] = []
+    while len(values) < count:
+        fetched = reader.poll(10)
+        assert fetched is not None
+        values += [value for batch in fetched.batches() for value in batch.decode().values()]
+    return values
+
+
 def test_reads_every_partition_from_an_offset_inside_a_batch(cluster: FakeCluster, client: Client) -> None:
     partitions = cluster.create("t", 2)
     for number in range(5):
