@@ -16,6 +16,7 @@ from crc32c import crc32c
 from google.protobuf.message import DecodeError
 
 from fluxlog.codec import Codec, CodecError, compress, decompress
+from fluxlog.framing import encode_varint
 from fluxlog.v1 import record_pb2
 
 __all__ = [
@@ -114,7 +115,7 @@ def encode_batch(
         compressed = compress(codec, b"".join(chain.from_iterable(columns)), level)
         columns, columns_bytes = [[compressed]], len(compressed)
     # The last field is written by hand: the records are copied once, into what is sent.
-    head = (batch.SerializeToString(), _COLUMNS_TAG, _varint(columns_bytes))
+    head = (batch.SerializeToString(), _COLUMNS_TAG, encode_varint(columns_bytes))
     data = b"".join(chain(head, *columns))
     if len(data) > BATCH_BYTES_MAX:
         raise BatchTooLargeError(f"{len(data)} bytes encoded, a batch has at most {BATCH_BYTES_MAX}")
@@ -184,15 +185,6 @@ def _add_headers(batch: record_pb2.RecordBatch, headers: Sequence[Headers], colu
 def _wrapped(number: int) -> int:
     """To 64 bits with sign: sums and differences of timestamps wrap, as they do in other languages."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 # ---- decoding

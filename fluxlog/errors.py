@@ -94,7 +94,8 @@ class OffsetOutOfRangeError(FluxlogError):
 
 
 class UnreachableError(FluxlogError):
-    """None of the addresses answered. Retriable; nothing was sent to anybody that is known to have received it."""
+    """None of the addresses answered. Retriable. `outcome` is UNKNOWN where some node was sent what changes something,
+    and its answer did not come."""
 
 
 class LocalError(FluxlogError):

@@ -73,7 +73,11 @@ class Groups:
         answer = self._client.call(
             lambda node: node.groups.FetchOffsets, request, timeout=_TIMEOUT, patience=self._patience
         )
-        return {(each.partition.topic, each.partition.partition): each.offset for each in answer.offsets}
+        return {
+            (each.partition.topic, each.partition.partition): each.offset
+            for each in answer.offsets
+            if each.HasField("offset")
+        }
 
     def reset_offsets(self, group: str, offsets: Mapping[tuple[str, int], int | None]) -> None:
         """Set committed offsets in any direction, or remove them (None).

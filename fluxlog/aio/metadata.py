@@ -47,12 +47,6 @@ class Metadata:
         """It has turned out to be wrong."""
         self._topics.pop(name, None)
 
-    def note_leader(self, name: str, partition: int, address: str) -> None:
-        """A node said where a leader is."""
-        info = self._topics.get(name)
-        if info is not None and address:
-            info.leaders[partition] = address
-
     async def topic(self, name: str, *, fresh: bool = False) -> TopicInfo:
         """What is known of a topic; asks when nothing is, or that is old.
 

@@ -9,9 +9,10 @@ One event a line; `id` is the writer's number of a send, unique in its file; wha
     {"op": "sent", "id": 7, "time": 1.6, "outcome": "ok", "offset": 40, "leader_epoch": 3, "node": 2}
     {"op": "poll", "process": "r1", "invoked": 1.5, "completed": 1.7, "outcome": "ok",
      "runs": [["orders-3", 40, ["w1-7"]]]}
-    {"op": "assign", "process": "r1", "time": 1.0, "positions": {"orders-3": 0, "orders-4": null}} {"op": "crash",
-    "process": "r1", "time": 2.0} {"op": "unordered", "process": "w1"} {"op": "watermark", "process": "r1", "partition":
-    "orders-3", "high_watermark": 41, "log_start_offset": 0,
+    {"op": "assign", "process": "r1", "time": 1.0, "positions": {"orders-3": 0, "orders-4": null}}
+    {"op": "crash", "process": "r1", "time": 2.0}
+    {"op": "unordered", "process": "w1"}
+    {"op": "watermark", "process": "r1", "partition": "orders-3", "high_watermark": 41, "log_start_offset": 0,
      "latest": true, "invoked": 1.5, "completed": 1.6}
     {"op": "replica", "partition": "orders-3", "node": 2, "high_watermark": 41, "checksum": 123, "time": 9.0}
     {"op": "phase", "phase": "faults", "time": 1.0}

@@ -29,6 +29,8 @@ class FakeCoordinator(groups_pb2_grpc.GroupsServicer):
         self.missing_partitions: list[int] = []
         """Their groups cannot be listed."""
         self.client_name = "fake"
+        self.never_committed: list[groups_pb2.TopicPartition] = []
+        """Told by FetchOffsets, without an offset."""
         self._said: queue.SimpleQueue[groups_pb2.CoordinatorMessage] = queue.SimpleQueue()
 
     def assign(self, *partitions: groups_pb2.TopicPartition, committed: int | None = None) -> None:
@@ -95,4 +97,14 @@ class FakeCoordinator(groups_pb2_grpc.GroupsServicer):
         for item in request.offsets:
             self.committed[item.topic, item.partition] = item.offset
             answer.results.add(topic=item.topic, partition=item.partition, committed_offset=item.offset)
+        return answer
+
+    def FetchOffsets(
+        self, request: groups_pb2.FetchOffsetsRequest, context: grpc.ServicerContext
+    ) -> groups_pb2.FetchOffsetsResponse:
+        answer = groups_pb2.FetchOffsetsResponse()
+        for (topic, number), offset in self.committed.items():
+            answer.offsets.add(partition=partition_of(topic, number), offset=offset)
+        for partition in self.never_committed:
+            answer.offsets.add(partition=partition)
         return answer

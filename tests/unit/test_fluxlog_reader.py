@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 import pytest
 
+from fluxlog import TopicPartition
 from fluxlog.admin import Admin
 from fluxlog.aio.admin import Admin as AsyncAdmin
 from fluxlog.batch import encode_batch
 from fluxlog.client import Client, parse_bootstrap
 from fluxlog.entry import UndecodableBatchError
 from fluxlog.errors import FluxlogError, LocalError, OffsetOutOfRangeError, Outcome, UnreachableError
+from fluxlog.groups import Groups
 from fluxlog.offsets import earliest_offsets, latest_offsets, offsets_at
 from fluxlog.reader import Reader, iter_until
 from fluxlog.v1 import record_pb2
 from tests.unit.fluxlog_fake import FakeCluster
+from tests.unit.fluxlog_fake_groups import partition_of
 from tests.unit.fluxlog_fake_partition import FakePartition
 
 
@@ -201,3 +204,15 @@ def test_no_node_at_all_is_one_clear_error(cluster: FakeCluster) -> None:
 def test_a_bad_bootstrap_address_is_refused(text: str) -> None:
     with pytest.raises(LocalError):
         parse_bootstrap(text)
+
+
+def test_a_partition_for_which_nothing_is_committed_has_no_offset(cluster: FakeCluster, client: Client) -> None:
+    cluster.coordinator.committed["t", 0] = 0
+    cluster.coordinator.never_committed.append(partition_of("t", 1))
+    assert Groups(client).offsets("g") == {("t", 0): 0}
+
+    async def ask() -> Mapping[TopicPartition, int]:
+        async with AsyncAdmin(list(cluster.addresses.values())) as admin:
+            return await admin.groups.committed_offsets("g")
+
+    assert asyncio.run(ask()) == {TopicPartition("t", 0): 0}
