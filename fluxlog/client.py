@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 
 import grpc
 
+from fluxlog import forks
 from fluxlog.addresses import CHANNEL_OPTIONS, AddressBook, parse_bootstrap
 from fluxlog.attempts import ROUND_PAUSE_MAX, ROUND_PAUSE_MIN, Attempts, Effect
 from fluxlog.errors import FluxlogError, LocalError, Outcome, from_rpc_error
@@ -35,6 +36,7 @@ class Node:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        forks.note_use()
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.log = log_pb2_grpc.LogStub(self.channel)
         self.admin = admin_pb2_grpc.AdminStub(self.channel)
@@ -73,7 +75,12 @@ class Client:
             node.channel.close()
 
     def node(self, address: str) -> Node:
-        """The channel to an address, opened when first asked for."""
+        """The channel to an address, opened when first asked for.
+
+        Raises:
+            LocalError: CANCELLED after `close`; FORKED.
+        """
+        forks.check_process()
         with self._lock:
             if self._closed:
                 raise LocalError("CANCELLED", "the client is closed")
@@ -123,6 +130,7 @@ class Client:
             FluxlogError: the most telling failure; outcome UNKNOWN if some attempt may have had its effect.
             UnreachableError: no node answered at all.
         """
+        forks.check_process()
         give_up_at = time.monotonic() + patience
         pause = ROUND_PAUSE_MIN
         attempts = Attempts(effect)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from fluxlog import admin as _admin
+from fluxlog import forks
 from fluxlog.addresses import parse_bootstrap
 from fluxlog.aio import consumer as _consumer
 from fluxlog.aio import producer as _producer
@@ -48,9 +49,9 @@ class _Background:
         """One user more.
 
         Raises:
-            LocalError: WRONG_THREAD.
+            LocalError: WRONG_THREAD, FORKED.
         """
-        self.check_thread()
+        self.check_caller()
         with self._lock:
             self._users += 1
             if self._loop is None:
@@ -68,9 +69,13 @@ class _Background:
             self._thread.join()
             self._loop = self._thread = None
 
-    def check_thread(self) -> None:
-        """Raises LocalError on the thread itself: it would wait for itself. Before the lock is taken: whoever ends the
-        thread holds it."""
+    def check_caller(self) -> None:
+        """Before the lock is taken: whoever ends the thread holds it, and it does not survive a fork.
+
+        Raises:
+            LocalError: WRONG_THREAD: on the thread itself, which would wait for itself. FORKED: there is none here.
+        """
+        forks.check_process()
         if threading.current_thread() is self._thread:
             raise LocalError("WRONG_THREAD", "fluxlog.sync was called from its own background thread, which would wait "
                              "for itself: from an on_event handler, or an iterable that send_many reads")  # fmt: skip
@@ -80,7 +85,7 @@ class _Background:
         what is called may be another thread.
 
         Raises:
-            LocalError: CANCELLED: nobody uses it any more. WRONG_THREAD.
+            LocalError: CANCELLED: nobody uses it any more. WRONG_THREAD, FORKED.
         """
         try:
             loop = self._begin_call()
@@ -98,7 +103,7 @@ class _Background:
             self.leave()
 
     def _begin_call(self) -> asyncio.AbstractEventLoop:
-        self.check_thread()
+        self.check_caller()
         with self._lock:
             if self._loop is None:
                 raise LocalError("CANCELLED", "used after it was closed")
@@ -109,7 +114,7 @@ class _Background:
         """Have it called there, unless nobody uses the loop any more. Does not wait, nor take the lock: it may be
         called wherever an iterator that was left is collected."""
         loop = self._loop
-        if loop is not None:
+        if loop is not None and not forks.was_forked():
             with suppress(RuntimeError):  # closed just now
                 loop.call_soon_threadsafe(call)
 
@@ -150,7 +155,9 @@ class _InBackground(ABC, Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _background.check_thread()  # then it is still in use
+        if forks.was_forked():  # it is the parent's to close
+            return
+        _background.check_caller()  # then it is still in use
         try:
             _background.call(self._close(self._inner, flush=kind is None or issubclass(kind, Exception)))
         finally:

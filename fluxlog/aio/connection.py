@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc import aio
 
+from fluxlog import forks
 from fluxlog.addresses import CHANNEL_OPTIONS, AddressBook, parse_bootstrap
 from fluxlog.aio.tasks import was_cancelled
 from fluxlog.attempts import ROUND_PAUSE_MAX, ROUND_PAUSE_MIN, Attempts, Effect
@@ -32,6 +33,7 @@ class Node:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        forks.note_use()
         self.channel = aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.log: log_pb2_grpc.LogAsyncStub = log_pb2_grpc.LogStub(self.channel)
         self.admin: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(self.channel)
@@ -77,8 +79,9 @@ class Connection:
         """The channel to an address, opened when first asked for.
 
         Raises:
-            LocalError: CANCELLED after `close`.
+            LocalError: CANCELLED after `close`; FORKED.
         """
+        forks.check_process()
         node = self._nodes.get(address)
         if node is None:
             if self._closed:
@@ -125,6 +128,7 @@ class Connection:
             FluxlogError: the most telling failure; outcome UNKNOWN if some attempt may have had its effect.
             UnreachableError: no node answered at all.
         """
+        forks.check_process()
         give_up_at, pause = time.monotonic() + patience, ROUND_PAUSE_MIN
         attempts = Attempts(effect)
         while True:
