@@ -34,7 +34,8 @@ STREAM_BYTES_MAX = 12 * 1024 * 1024
 """Bytes in flight to one node (one batch always is): below what a server takes from one connection."""
 DELIVERY_TIMEOUT_DEFAULT = 120.0
 ATTEMPT_TIMEOUT = 5.0
-"""Seconds without an answer for the oldest batch after which its node is taken for hung."""
+"""Seconds without any answer after which a node is taken for hung. One that answers others is not: a slow link has
+them wait their turn, and a server answers each request within 30 s of its own."""
 BACKOFF_MAX_DEFAULT = 0.25
 
 _BACKOFF_MIN = 0.02
@@ -106,6 +107,8 @@ class Pipeline:
         self._streams: dict[str, Stream] = {}
         self._pending: dict[Stream, dict[int, Pending]] = {}
         self._pending_bytes: dict[Stream, int] = {}
+        self._heard_at: dict[Stream, float] = {}
+        """When each stream answered anything last."""
         self._correlation = itertools.count(1)
         self._ready: dict[PartitionQueue, None] = {}
         """Something may be sent or finished; a dict for its order."""
@@ -203,8 +206,13 @@ class Pipeline:
     # ---- time
 
     def _deadline_of(self, partition: PartitionQueue) -> float:
-        waiting = partition.progress_at + ATTEMPT_TIMEOUT if partition.sent else partition.retry_at or math.inf
+        waiting = self._hung_at(partition) if partition.sent else partition.retry_at or math.inf
         return min(waiting, self._give_up_at(partition.batches[0]))
+
+    def _hung_at(self, partition: PartitionQueue) -> float:
+        stream = self._streams.get(partition.target)
+        heard_at = self._heard_at[stream] if stream is not None else 0.0
+        return max(partition.progress_at, heard_at) + ATTEMPT_TIMEOUT
 
     def _give_up_at(self, batch: Batch) -> float:
         grace = _LAST_ANSWER_GRACE if batch.unanswered else 0.0
@@ -216,7 +224,7 @@ class Pipeline:
             while partition.batches and now >= self._give_up_at(partition.batches[0]):
                 late = FluxlogError("DELIVERY_TIMEOUT", f"no acknowledgement within {self._delivery_timeout:g} s")
                 self._give_up_head(partition, partition.batches[0].error or late)
-            if partition.sent and now >= partition.progress_at + ATTEMPT_TIMEOUT:
+            if partition.sent and now >= self._hung_at(partition):
                 stream = self._streams.get(partition.target)
                 if stream is not None:
                     hung = f"{stream.address} gave no answer within {ATTEMPT_TIMEOUT:g} s"
@@ -260,7 +268,7 @@ class Pipeline:
             self._handle_failure(partition, partition.batches[0], failure)
             return None
         self._streams[partition.target] = stream
-        self._pending[stream], self._pending_bytes[stream] = {}, 0
+        self._pending[stream], self._pending_bytes[stream], self._heard_at[stream] = {}, 0, 0.0
         return stream
 
     def _encode(self, partition: PartitionQueue, batch: Batch) -> bool:
@@ -318,6 +326,7 @@ class Pipeline:
         pending = self._pending.get(stream, {}).pop(response.correlation_id, None)
         if pending is None:
             return
+        self._heard_at[stream] = self._clock()
         self._release_room(stream, pending)
         partition, batch = pending.partition, pending.batch
         if batch.result is not None or pending.stale:
@@ -345,7 +354,7 @@ class Pipeline:
         pendings = self._pending.pop(stream, None)
         if pendings is None:  # already given up
             return
-        self._pending_bytes.pop(stream)
+        del self._pending_bytes[stream], self._heard_at[stream]
         if self._streams.get(stream.address) is stream:
             del self._streams[stream.address]
         self._wake_those_without_room()

@@ -21,6 +21,7 @@ class NotedStream:
 
     def __init__(self) -> None:
         self.sent: list[int] = []
+        self.cancelled = False
 
     def send(self, correlation_id: int, request: bytes) -> None:
         """Queue one."""
@@ -28,6 +29,7 @@ class NotedStream:
 
     def cancel(self) -> None:
         """Nothing runs."""
+        self.cancelled = True
 
 
 class Refused:
@@ -141,3 +143,33 @@ def test_a_node_that_never_knows_the_producer_is_not_asked_without_a_pause() -> 
     assert outcomes == [Outcome.REJECTED]
     assert now >= 104.0
     assert pauses > 10
+
+
+def test_a_node_that_answers_others_is_not_taken_for_hung() -> None:
+    """A slow link: the answers of one partition come one after the other, and another one waits for its first. When
+    nothing comes any more, the node is hung."""
+    now, stream, outcomes = 100.0, NotedStream(), list[Outcome]()
+
+    def take_result(batch: Batch) -> None:
+        assert batch.result is not None
+        outcomes.append(batch.result.outcome)
+
+    pipeline = Pipeline(
+        AddressBook([stream.address]), lambda _: stream, on_result=take_result, on_retry=None, clock=lambda: now
+    )
+    for number in (0, 1, 1, 1, 1):
+        pipeline.add(pipeline.partition("t", number, target=stream.address), Batch([b"x"], None, None, 1, now))
+    pipeline.advance()
+    for correlation_id in stream.sent[1:]:
+        now += 4.0
+        pipeline.advance()
+        assert not stream.cancelled
+        answer = log_pb2.ProduceStreamResponse(correlation_id=correlation_id)
+        answer.committed.record_count = 1
+        pipeline.take_answer(stream, answer)
+        pipeline.advance()
+    assert outcomes == [Outcome.COMMITTED] * 4
+    assert pipeline.deadline <= now + 5.0
+    now += 5.0
+    pipeline.advance()
+    assert stream.cancelled
