@@ -19,6 +19,7 @@ from fluxd.core.types import GroupId, NodeId, RaftIndex
 from fluxd.raft.group import Group
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
+from fluxd.storage.log import PartitionLog
 from fluxd.storage.scrub import Verified
 from fluxlog.v1 import admin_pb2
 
@@ -70,7 +71,7 @@ class CheckingReplicas:
                 writes=False,
             )
             return admin_pb2.CheckReplicaResponse.FromString(answer)
-        return await self._check(self._replica(route), request)
+        return await self._check(self._replica(route), request, route)
 
     def _replica(self, route: Route) -> Group:
         group = self._groups.get(route.group_id)
@@ -81,51 +82,63 @@ class CheckingReplicas:
             FluxError(Reason.REPLICA_OFFLINE, f"the replica of {route.name} on this node takes no part: {why}"), route
         )
 
-    async def _check(self, group: Group, request: admin_pb2.CheckReplicaRequest) -> admin_pb2.CheckReplicaResponse:
+    async def _check(
+        self, group: Group, request: admin_pb2.CheckReplicaRequest, route: Route
+    ) -> admin_pb2.CheckReplicaResponse:
+        log = group.log
         out = admin_pb2.CheckReplicaResponse(
-            first_index=group.log.first_index, commit_index=group.commit_index,
+            first_index=log.first_index, commit_index=group.commit_index,
             log_start_offset=group.log_start_offset, high_watermark=group.high_watermark,
         )  # fmt: skip
+        damage: CorruptDataError | OSError | None = None
         try:
             if request.read:
-                await self._read(group, RaftIndex(request.verified_index), out)
-            await self._add_checksums(group, list(request.indexes), out)
+                await self._read(group, log, RaftIndex(request.verified_index), out)
+            await self._add_checksums(log, list(request.indexes), out)
         except (CorruptDataError, OSError) as error:
-            out.damage = str(error)
-            group.read_failed(error)
+            damage = error
+        if group.log is not log or group.role is Role.FAILED:
+            # What it was writing was cut off meanwhile: the leader has it, and nothing is wrong with what is left.
+            stopped = FluxError(Reason.REPLICA_OFFLINE, f"the replica of {route.name} stopped while it was being read")
+            raise self._routes.named(stopped, route) from damage
+        if damage is not None:
+            out.damage = str(damage)
+            group.read_failed(damage, log)
         return out
 
-    async def _read(self, group: Group, behind: RaftIndex, out: admin_pb2.CheckReplicaResponse) -> None:
-        scrub, end_index = group.log.scrub, RaftIndex(out.commit_index)
+    async def _read(
+        self, group: Group, log: PartitionLog, behind: RaftIndex, out: admin_pb2.CheckReplicaResponse
+    ) -> None:
+        scrub, end_index = log.scrub, RaftIndex(out.commit_index)
         at = Verified()
-        if group.log.first_index <= behind <= end_index:
-            at = await self._read_unless_trimmed(group, lambda: scrub.behind(behind)) or at
+        if log.first_index <= behind <= end_index:
+            at = await self._read_unless_trimmed(log, lambda: scrub.behind(behind)) or at
         while out.verified_bytes < limits.CHECK_BYTES_MAX:
             piece = scrub.next_piece(at, end_index=end_index, max_bytes=limits.SCRUB_PIECE_BYTES)
             if piece is None:
                 out.complete = True
                 break
-            read = await self._read_unless_trimmed(group, piece.read)
+            read = await self._read_unless_trimmed(log, piece.read)
             if read is None:
                 continue
             at = read
             out.verified_bytes += at.size
-            if at.is_end:
+            if at.is_end and group.log is log:
                 group.read_again(piece.segment)
         out.verified_index = at.last.raft_index if at.last is not None else 0
 
-    async def _read_unless_trimmed(self, group: Group, read: Callable[[], T]) -> T | None:
+    async def _read_unless_trimmed(self, log: PartitionLog, read: Callable[[], T]) -> T | None:
         """None: what was to be read went meanwhile."""
         try:
             return await self._reactor.read(read)
         except (CorruptDataError, OSError) as error:
-            if group.log.scrub.was_trimmed(error):
+            if log.scrub.was_trimmed(error):
                 return None
             raise
 
-    async def _add_checksums(self, group: Group, wanted: list[int], out: admin_pb2.CheckReplicaResponse) -> None:
+    async def _add_checksums(self, log: PartitionLog, wanted: list[int], out: admin_pb2.CheckReplicaResponse) -> None:
         """As they are known, without reading, of the ends of segments."""
-        log, commit_index = group.log, RaftIndex(out.commit_index)
+        commit_index = RaftIndex(out.commit_index)
         ends = log.scrub.segment_ends(commit_index)
         if not wanted:
             step = len(ends) // (limits.CHECK_INDEXES_MAX - 1) + 1
@@ -135,7 +148,7 @@ class CheckingReplicas:
                 offset, checksum = ends[RaftIndex(index)]
             elif log.first_index <= index <= commit_index:
                 read = partial(log.scrub.verified_stamp, RaftIndex(index))
-                stamp = await self._read_unless_trimmed(group, read)
+                stamp = await self._read_unless_trimmed(log, read)
                 if stamp is None:
                     continue
                 offset, checksum = stamp.next_offset, stamp.checksum

@@ -203,8 +203,9 @@ class Fetching:
         if offset >= group.high_watermark:
             # Entries without records may stand there: they would be answered again and again.
             return _Chunk(FrameBlock.of(b"", room, offset), status)
+        log = group.log
         try:
-            plan = group.log.plan_read(offset, max_bytes=max_bytes, end_index=group.commit_index)
+            plan = log.plan_read(offset, max_bytes=max_bytes, end_index=group.commit_index)
             if isinstance(plan, bytes):
                 return _Chunk(FrameBlock.of(plan, room, _end_of(plan, offset)), status)
             frames = plan.read_if_cached(room)
@@ -213,7 +214,7 @@ class Fetching:
         except (OSError, ValueError, CorruptDataError) as error:
             if offset < group.log_start_offset:  # its segment went while it was being read
                 raise _out_of_range(route, group, offset) from error
-            group.read_failed(error)
+            group.read_failed(error, log)
             raise FluxError(
                 Reason.REPLICA_OFFLINE, f"{route.name} cannot be read at offset {offset} on this node: {error}"
             ) from error

@@ -112,11 +112,11 @@ class ListingOffsets:
         if query.HasField("earliest"):
             found.offset = group.log_start_offset
         elif query.HasField("time_ms"):
-            commit_index, time_ms = group.commit_index, query.time_ms
+            log, commit_index, time_ms = group.log, group.commit_index, query.time_ms
             try:
-                entry = await self._reactor.read(lambda: group.log.find_time(time_ms, commit_index))
+                entry = await self._reactor.read(lambda: log.find_time(time_ms, commit_index))
             except (OSError, ValueError, CorruptDataError) as error:
-                group.read_failed(error)
+                group.read_failed(error, log)
                 raise FluxError(
                     Reason.REPLICA_OFFLINE, f"{query.topic}-{query.partition} cannot be read on this node: {error}"
                 ) from error

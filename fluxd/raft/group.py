@@ -89,8 +89,9 @@ class Group(Standing):
         self.guard.attach(self._raft)
         self.guard.rouse = lambda: context.wake(self)
         serving = CopyServing(
-            self.guard, log, context.reactor, wake=lambda: context.wake(self), read_failed=self.read_failed
-        )
+            self.guard, log, context.reactor, wake=lambda: context.wake(self),
+            read_failed=lambda error: self.read_failed(error, log),
+        )  # fmt: skip
         self.guard.on_copy_request = serving.on_request
         self.commit_index = self.guard.commit_index
         self.high_watermark = log.next_offset_at(self.commit_index)
@@ -444,9 +445,14 @@ class Group(Standing):
         self.guard.peer_down(peer, gone=gone)
         self._encoded_until = NEVER
 
-    def read_failed(self, error: BaseException) -> None:
-        """Committed entries could not be read: if they are damaged, this replica is to be copied anew."""
-        if not self._failed:
+    def read_failed(self, error: BaseException, log: object = None) -> None:
+        """Committed entries could not be read: if they are damaged, this replica is to be copied anew.
+
+        Args:
+            log: what was read, where that took longer than this step. Its files may have been cut and opened again
+                meanwhile (a failed sync): then nothing is known of the log that there is now.
+        """
+        if not self._failed and (log is None or log is self.log):
             self._context.read_failed(self, error)
 
     def read_again(self, segment: RaftIndex) -> None:

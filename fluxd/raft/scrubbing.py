@@ -200,6 +200,7 @@ class Scrubber:
 
     def _read(self, group: Group, piece: Piece) -> None:
         found: list[Verified] = []
+        log = group.log
 
         def done(error: BaseException | None) -> int:
             if error is None:
@@ -208,8 +209,8 @@ class Scrubber:
                 if found[0].is_end:
                     group.read_again(piece.segment)
                 return found[0].size
-            if not group.log.scrub.is_gone(piece.segment):
-                group.read_failed(error)
+            if not log.scrub.is_gone(piece.segment):
+                group.read_failed(error, log)
                 self._next_group()
             return limits.SCRUB_PIECE_BYTES
 

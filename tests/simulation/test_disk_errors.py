@@ -7,10 +7,11 @@ import errno
 import pytest
 
 from fluxd.core import limits
-from fluxd.core.errors import FluxError
+from fluxd.core.errors import CorruptDataError, FluxError
 from fluxd.core.types import NodeId
 from fluxd.raft.spec import Role
 from fluxd.storage.checkpoint import STATE_NAME
+from fluxd.storage.scrub import Verified
 from fluxd.storage.segment import segment_name
 from fluxd.storage.votes import VoteFile
 from tests.simulation.disk import WELL, Keep, Sickness, SimDisk
@@ -92,6 +93,27 @@ def test_after_a_failed_sync_the_log_goes_on_in_a_new_segment() -> None:
     lab.commit(1, b"more")
     lab.until(lambda: lab[2].openings == 2 and _settled(lab))
     assert segment_name(end + 1) in _disk(lab, 2).names(DIRECTORY)
+
+
+def test_a_read_of_what_was_cut_off_meanwhile_is_no_damage() -> None:
+    """It was begun on the log before; the replica knew already that the others had it."""
+    lab = _lab()
+    lab.nodes[NodeId(2)].speed.hung_until = lab.simulator.now + 0.4
+    lab.commit(1, b"not on the disk of 2")
+    log = lab[2].log
+    lab.until(lambda: lab[2].commit_index == log.last_index)
+    assert log.synced_index < log.last_index
+    piece = log.scrub.next_piece(Verified(), end_index=lab[2].commit_index, max_bytes=1 << 20)
+    assert piece is not None
+    _disk(lab, 2).fail_next("sync", EIO, path=".seg")
+    lab.until(lambda: lab[2].openings == 2)
+    with pytest.raises(CorruptDataError) as raised:
+        piece.read()
+    lab[2].read_failed(raised.value, log)
+    lab.run(5)
+    assert not [event for event in lab.nodes[NodeId(2)].events if "log_damaged" in event]
+    lab.until(lambda: _settled(lab))
+    assert not _disk(lab, 2).names("quarantine")
 
 
 def test_a_sync_that_fails_after_a_truncation_is_healed() -> None:

@@ -11,6 +11,7 @@ _READER = "fluxd/storage/reader.py"
 _LEADING = "fluxd/raft/leading.py"
 _LEAVING = "fluxd/raft/leaving.py"
 _SERVING = "fluxd/raft/serving.py"
+_GROUP = "fluxd/raft/group.py"
 _HOST = "fluxd/raft/host.py"
 _SCRUBBING = "fluxd/raft/scrubbing.py"
 _HOUSEKEEPING = "fluxd/raft/housekeeping.py"
@@ -61,8 +62,20 @@ MUTANTS = (
     Mutant(
         "check-trimmed",
         "what was trimmed during a comparison of replicas is no damage",
-        (Edit(_CHECKING, "if group.log.scrub.was_trimmed(error):", "if False:"),),
+        (Edit(_CHECKING, "if log.scrub.was_trimmed(error):", "if False:"),),
         guard="tests/unit/test_checking.py::test_what_is_trimmed_meanwhile_is_no_damage",
+    ),
+    Mutant(
+        "check-reopened",
+        "what was cut off a log that was opened again during a comparison of replicas is no damage",
+        (Edit(_CHECKING, "if group.log is not log or group.role is Role.FAILED:", "if False:"),),
+        guard="tests/unit/test_checking.py::test_what_is_cut_off_meanwhile_is_no_damage",
+    ),
+    Mutant(
+        "read-reopened",
+        "a read of a log tells nothing of the one that was opened in its place",
+        (Edit(_GROUP, "if not self._failed and (log is None or log is self.log):", "if not self._failed:"),),
+        guard="tests/simulation/test_disk_errors.py::test_a_read_of_what_was_cut_off_meanwhile_is_no_damage",
     ),
     Mutant(
         "scrub-damage-trimmed",
