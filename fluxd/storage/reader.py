@@ -87,7 +87,7 @@ class ReadPlan:
             CorruptDataError: the segment is damaged.
             OSError: retriable.
         """
-        block = self._read(self.segment.load_index(self.fs, self.following), room, wait=True)
+        block = self._read(self.segment.wait_for_index(self.fs, self.following), room, wait=True)
         assert block is not None
         return block
 
@@ -164,7 +164,7 @@ def read_entries(
         CorruptDataError: the segment is damaged.
         OSError: retriable.
     """
-    start = segment.load_index(fs, following).position_by_index(first_index)
+    start = segment.wait_for_index(fs, following).position_by_index(first_index)
     frames: list[bytes] = []
     with closing(fs.open(segment.path)) as file, faults_of(segment.path):
         for _, stamp, frame in walk_frames(file, start, size):

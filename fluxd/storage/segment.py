@@ -7,6 +7,7 @@ shared between a read in a thread and the loop.
 
 from __future__ import annotations
 
+import threading
 from contextlib import closing
 
 from fluxd.core.entry import Stamp
@@ -18,6 +19,8 @@ from fluxd.storage.index import SegmentIndex
 
 SUFFIX = ".seg"
 _NAME_DIGITS = 20
+_PUBLISHING = threading.Lock()
+"""Held for a moment only, so that the loop may wait for it."""
 
 
 def segment_name(first_index: int) -> str:
@@ -34,7 +37,8 @@ def parse_segment_name(name: str) -> RaftIndex | None:
 
 
 class Segment:
-    """A segment in memory.
+    """A segment in memory. The loop alone changes it; other threads read what is committed, also while the loop appends
+    behind that or cuts it off.
 
     Args:
         path: of the file.
@@ -50,8 +54,8 @@ class Segment:
     """
 
     __slots__ = (
-        "base_offset", "began_ms", "dirty", "file", "first", "first_index", "index", "last_append_time_ms", "path",
-        "size",
+        "_building", "base_offset", "began_ms", "dirty", "file", "first", "first_index", "index",
+        "last_append_time_ms", "path", "size",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +71,7 @@ class Segment:
         self.dirty = False
         self.began_ms = first.append_time_ms
         self.last_append_time_ms: int | None = None
+        self._building = threading.Lock()
 
     def append(self, frame: bytes, stamp: Stamp) -> None:
         """Write a frame at the end of the active segment.
@@ -86,14 +91,41 @@ class Segment:
     def load_index(self, fs: FileSystem, following: Stamp | None) -> SegmentIndex:
         """The index, built from the headers when it is not there yet. Blocks then; safe in any thread.
 
+        Whoever has built one first gives it to all: the loop adds to that one and cuts it from then on, before anything
+        in the file changes.
+
         Args:
             following: first entry of the next segment, None for the last one; checked to follow this one's last.
 
         Raises:
             CorruptDataError: a header is bad, or the chain is broken.
         """
-        if self.index is not None:
+        index = self.index
+        if index is not None:
+            return index
+        try:
+            built = self._build_index(fs, following)
+        except CorruptDataError:
+            index = self.index
+            if index is None:
+                raise
+            return index  # what was being read here has been cut off
+        with _PUBLISHING:
+            if self.index is None:
+                self.index = built
             return self.index
+
+    def wait_for_index(self, fs: FileSystem, following: Stamp | None) -> SegmentIndex:
+        """As `load_index`, for threads of the pool: while one of them builds it the others wait, instead of walking the
+        same headers. The loop waits for none of them.
+        """
+        index = self.index
+        if index is not None:
+            return index
+        with self._building:
+            return self.load_index(fs, following)
+
+    def _build_index(self, fs: FileSystem, following: Stamp | None) -> SegmentIndex:
         index, previous = SegmentIndex(), None
         with closing(fs.open(self.path)) as file:
             try:
@@ -110,7 +142,6 @@ class Segment:
                     raise CorruptDataError(f"the next segment does not follow: {why}")
             except CorruptDataError as error:
                 raise CorruptDataError(f"{self.path}: {error}") from error
-        self.index = index
         return index
 
     def term_if_uniform(self, following: Stamp | None) -> Term | None:

@@ -169,7 +169,7 @@ class Segments:
             if segment.first_index > end_index:
                 return None
             following = segments[number + 1].first if number + 1 < len(segments) else None
-            start = segment.load_index(self.fs, following).position_by_time(time_ms)
+            start = segment.wait_for_index(self.fs, following).position_by_time(time_ms)
             with closing(self.fs.open(segment.path)) as file, faults_of(segment.path):
                 for _, stamp in walk_headers(file, start, segment.size):
                     if stamp.raft_index > end_index:

@@ -20,6 +20,7 @@ _OPENING = "fluxd/raft/opening.py"
 _LOG = "fluxd/storage/log.py"
 _SYNC = "fluxd/storage/sync.py"
 _CHECKPOINT = "fluxd/storage/checkpoint.py"
+_SEGMENT = "fluxd/storage/segment.py"
 _VOTES = "fluxd/storage/votes.py"
 _HAZARDS = "tests/simulation/test_hazards.py::"
 _DISKS = "tests/simulation/test_guard_disks.py::"
@@ -30,6 +31,18 @@ _REAL = "fluxd/storage/real.py"
 _RESTING = "tests/unit/test_storage_descriptors.py::"
 
 MUTANTS = (
+    Mutant(
+        "storage-index-once",
+        "an index that a thread has built late does not replace the one that the loop has changed since",
+        (
+            Edit(
+                _SEGMENT,
+                "            if self.index is None:\n                self.index = built\n",
+                "            self.index = built\n",
+            ),
+        ),
+        guard="tests/unit/test_storage_index.py::test_an_index_that_is_built_late_does_not_replace_the_logs[old]",
+    ),
     # ------------------------------------------------------------------ acknowledgements
     Mutant(
         "c5-follower-unsynced",
