@@ -272,6 +272,7 @@ class _Recovery:
         if count:
             self._fs.sync_directory(self._directory)  # the snapshot's name; its bytes were synced before it got it
             for segment in self._segments[:count]:
+                segment.close()  # one behind the mark is still open: its space would stay taken
                 self._fs.remove(segment.path)
             del self._segments[:count]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from fluxd.core.types import GroupId, RaftIndex
+from fluxd.core.types import GroupId, Offset, RaftIndex
 from fluxd.storage.checkpoint import STATE_NAME
 from fluxd.storage.descriptors import Descriptors
 from fluxd.storage.log import PartitionLog
 from fluxd.storage.real import RealFile, RealFileSystem
-from tests.storage_kit import append, sync
+from tests.storage_kit import DIRECTORY, append, create_log, open_log, run, sync
 
 LIMIT = 4
 
@@ -368,4 +368,28 @@ def test_what_cannot_be_opened_or_made_keeps_no_descriptor(
             PartitionLog.open(fs, "log", group, 1, segment_bytes=1 << 20)
         with pytest.raises(OSError, match="Input/output"):
             PartitionLog.create(fs, f"new{number}", group, 1, segment_bytes=1 << 20)
+    assert open_in_this_process(tmp_path) == []
+
+
+def test_a_head_that_is_removed_at_open_is_not_held_open(tmp_path: Path) -> None:
+    """Its space would be taken until the process ends: the durable mark is older than the snapshot, so what goes was
+    just read as the log's end.
+    """
+    fs = RealFileSystem(tmp_path)
+    log = create_log(fs, 400)
+    sync(log, log.last_index)
+    state = tmp_path / DIRECTORY / STATE_NAME
+    marked = state.read_bytes()
+    for number in range(30):
+        append(log, b"%03d" % number * 20)
+    sync(log, log.last_index)
+    log.log_start_offset = Offset(20)
+    run(log.write_snapshot(log.commit_index, b"state"))
+    log.close()
+    state.write_bytes(marked)
+    log = open_log(fs, 400)
+    assert log.first_index > 10
+    open_now = open_in_this_process(tmp_path)
+    assert sorted(open_now) == sorted([f"{DIRECTORY}/{STATE_NAME}", log._segments.active.path])
+    log.close()
     assert open_in_this_process(tmp_path) == []
