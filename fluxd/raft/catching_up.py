@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fluxd.core.errors import InvariantViolation
+from fluxd.core.errors import CorruptDataError, InvariantViolation
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import NodeId
 from fluxd.raft.copying import CopyContext, Copying
@@ -108,6 +108,10 @@ class CatchingUp:
             lacks = group.lacks(*copying.first)
         except InvariantViolation as error:
             group.fail(str(error))
+            return
+        except (OSError, CorruptDataError) as error:  # of the log: the next heartbeat begins again, with what is there
+            group.copying = None
+            group.read_failed(error)
             return
         if lacks:
             self._replace(group, partial(copies.decide, self._fs, group.group_id, group.spec.generation))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
 
 from fluxd.core import limits
 from fluxd.core.entry import EntryKind
-from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex
+from fluxd.core.errors import CorruptDataError
+from fluxd.core.types import GroupId, NodeId, Offset, RaftIndex, Term
+from fluxd.raft.group import Group
 from fluxd.raft.host import Host
 from fluxd.raft.proposal import Committed
 from fluxd.raft.spec import Role
@@ -228,6 +231,26 @@ def test_a_copy_does_not_replace_what_has_gone_further() -> None:
     lab.run(5)
     assert lab[3] is replica, "it was not replaced"
     assert lab.values(3)[-1] == b"acknowledged"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), CorruptDataError("no entry 5")])
+def test_a_log_that_cannot_be_read_when_the_copy_is_whole(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Whether it lacks what the copy begins with is asked again; what is damage is told."""
+    lab, lacks, asked = outrun(), Group.lacks, list[RaftIndex]()
+
+    def fail_once(group: Group, index: RaftIndex, term: Term) -> bool:
+        asked.append(index)
+        if len(asked) == 1:
+            raise error
+        return lacks(group, index, term)
+
+    monkeypatch.setattr(Group, "lacks", fail_once)
+    lab.start(3)
+    lab.until(caught_up(lab), within=30)
+    assert asked
+    assert lab.values(3) == lab.values(1)
+    told = any(" log_damaged " in event for event in lab.nodes[NodeId(3)].events)
+    assert told == isinstance(error, CorruptDataError)
 
 
 def test_a_copy_goes_on_after_a_restart() -> None:
