@@ -66,13 +66,14 @@ class Healing:
         self,
         reactor: Reactor,
         fs: FileSystem,
+        log_event: Callable[..., None],
         *,
         in_use: Callable[[GroupId], bool],
         may_open: Callable[[Group], bool],
         opened: Callable[[Group, Opened], None],
         damaged: Callable[[Group, str], None],
     ) -> None:
-        self._reactor, self._fs = reactor, fs
+        self._reactor, self._fs, self._log_event = reactor, fs, log_event
         self._in_use, self._may_open, self._opened, self._damaged = in_use, may_open, opened, damaged
         self._patients: dict[GroupId, _Patient] = {}
         self._backoffs: dict[GroupId, Backoff] = {}
@@ -137,6 +138,10 @@ class Healing:
             except CorruptDataError as error:
                 result.log.close()
                 result = Damaged(error)
+            except Exception as error:  # noqa: BLE001 - the boundary of fail-stop: whatever it is, it does not go on
+                result.log.close()
+                self._give_up(group, f"it could not be started again: {type(error).__name__}: {error}")
+                return
         if isinstance(result, Opened):
             del self._patients[group.group_id]
         elif isinstance(result, Damaged):
@@ -147,6 +152,15 @@ class Healing:
             wait = self._backoffs[group.group_id].next(self._reactor.now())
             group.why = f"{result}; tried again in {wait:.1f} s"
             self._later(patient, wait)
+
+    def _give_up(self, group: Group, why: str) -> None:
+        """What is wrong is not the disk's."""
+        del self._patients[group.group_id]
+        if group.role is not Role.FAILED:  # it had begun
+            group.fail(why)
+            return
+        group.why = why
+        self._log_event("replica_failed", group=str(group.group_id), why=why)
 
 
 def _told(error: OSError) -> str:

@@ -70,7 +70,7 @@ class Host(Replicas):
         self.files: list[NodeFile] = [self._vote_syncing] if self._vote_syncing is not None else []
         """Of the node, for the scrub."""
         self._healing = Healing(
-            reactor, fs, in_use=self._in_use,
+            reactor, fs, log_event, in_use=self._in_use,
             may_open=lambda group: not votes or not votes.trouble or group.guard.votes_durable(),
             opened=self._opened_again, damaged=self._set_aside,
         )  # fmt: skip

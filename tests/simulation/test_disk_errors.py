@@ -85,6 +85,28 @@ def test_a_failed_sync_is_healed_whatever_becomes_of_its_log_line(node: int) -> 
     lab.until(lambda: lab[node].openings == 2 and _settled(lab))
 
 
+@pytest.mark.parametrize("where", ["fluxd.raft.group.Trimming", "fluxd.raft.catching_up.CatchingUp.watch"])
+def test_a_replica_that_cannot_be_started_again_says_why(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Something that is not the disk's: it stays out with that reason, whether it had begun or not."""
+    lab = _lab()
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise RuntimeError("a defect")
+
+    _disk(lab, 2).fail_next("sync", EIO, path=".seg")
+    lab.commit(1, b"while it fails")
+    lab.until(lambda: lab[2].role is Role.FAILED)
+    lab.invariants.after_step = lambda node: None  # type: ignore[method-assign]  # they know of no such defect
+    monkeypatch.setattr(where, fail)
+    lab.until(lambda: "RuntimeError: a defect" in lab[2].why)
+    assert lab[2].role is Role.FAILED
+    assert lab[2].log._segments.active.file is None
+    lab.run(limits.DISK_RETRY_MAX + 5)
+    assert lab[2].why == "it could not be started again: RuntimeError: a defect"
+    assert len([event for event in lab.nodes[NodeId(2)].events if "replica_failed" in event]) == 2
+    lab.commit(1, b"without it")
+
+
 def test_after_a_failed_sync_the_log_goes_on_in_a_new_segment() -> None:
     """The file that could not be synced is not written any more."""
     lab = _lab()
