@@ -188,7 +188,8 @@ class Leading:
 
     # ------------------------------------------------------------------ resting
     def settle(self) -> None:
-        """At the end of a step: the group rests towards followers with whom nothing is under way (`heartbeats.py`)."""
+        """At the end of a step: the group rests towards followers with whom nothing is under way (`heartbeats.py`).
+        What a leader has read back for those who lagged is let go of when none does any more."""
         guard, journal = self._guard, self._guard.journal
         now, last_index = guard.now(), journal.log.last_index
         at_rest = (
@@ -197,16 +198,20 @@ class Leading:
             and not (self._reads or self._admissions or self._transfer)
             and guard.votes_durable()
         )
+        lags = not at_rest
         for peer, progress in self.progress.items():
             if peer == DISK_PEER:
                 continue
             if not at_rest or progress.is_under_way(last_index, now):
                 progress.roused()
+                lags = True
             elif progress.rest is None and guard.is_exposed(peer) and guard.transport.is_connected(peer):
                 row = Row(guard.group, guard.generation, guard.term, last_index)
                 progress.rest = guard.heartbeats.rest(
                     peer, row, roused=partial(self._roused, progress), silent=self._silent
                 )
+        if not lags:
+            journal.log.forget_window()
 
     def _silent(self) -> None:
         if not self.in_contact():

@@ -395,6 +395,10 @@ class PartitionLog:
             raise InvariantViolation(f"{self._directory}: no entry {index} in {self.first_index}..{self.last_index}")
         return self._tail.get(index) or self._segments.entry(index)
 
+    def forget_window(self) -> None:
+        """Keep in memory nothing that was read back from files: nobody reads one entry after another now."""
+        self._segments.forget_window()
+
     def next_offset_at(self, index: RaftIndex) -> Offset:
         """Offset of the first record behind an entry: the high watermark that a commit index stands for."""
         if index == self._last.raft_index:
@@ -475,7 +479,10 @@ class PartitionLog:
         Raises:
             CorruptDataError: the segment that has its entry is damaged.
         """
-        return find_snapshot(self._fs, self._directory, self._group, self._segments, self.last_index)
+        try:
+            return find_snapshot(self._fs, self._directory, self._group, self._segments, self.last_index)
+        finally:
+            self.forget_window()
 
     def walk(self, index: RaftIndex) -> Iterator[tuple[Stamp, bytes]]:
         """Stamps and frames from an entry on, from the files. Blocks; the log must not change meanwhile.

@@ -72,6 +72,8 @@ class _Seen:
         self.last = 0
         self.last_checksum = 0
         self.log_start = 0
+        self.head: tuple[Group, int, RaftIndex] | None = None
+        self.first_offset = 0
         self.leads_term = 0
 
 
@@ -257,8 +259,11 @@ class Invariants:
             raise Violation(f"I13: log start of node {node.node_id} {why}")
         if self._log_starts.setdefault(group.commit_index, start) != start:
             raise Violation(f"I13: two log starts at commit {group.commit_index} (node {node.node_id}: {start})")
-        first = self._stamp(node, group, group.log.first_index)
-        if first is not None and first.base_offset > start:
+        head = (group, group.openings, group.log.first_index)
+        if head != seen.head:  # it need not be read after every step
+            first = self._stamp(node, group, group.log.first_index)
+            seen.head, seen.first_offset = head, 0 if first is None else first.base_offset
+        if seen.first_offset > start:
             raise Violation(f"I13: node {node.node_id} lacks the record at its log start {start}")
         seen.log_start = start
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fluxd.core import limits
-from tests.simulation.test_copying import healed, lab_with
+from fluxd.core.entry import Stamp
+from fluxd.core.types import RaftIndex
+from fluxd.raft.opening import Opened, open_replica
+from tests.simulation.test_copying import healed, lab_with, node
 from tests.simulation.test_scrubbing_files import restart, snapshots
 
 
@@ -25,3 +28,39 @@ def test_many_small_entries_are_not_all_replayed(monkeypatch: pytest.MonkeyPatch
     restart(lab, 3)
     lab.until(healed(lab))
     assert lab.values(3) == values
+
+
+def test_what_was_read_back_from_files_does_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts in no budget: neither what opening has read (the entry that the last snapshot is tied to), nor what a
+    follower that lagged was sent, once nobody lags.
+    """
+    monkeypatch.setattr(limits, "SNAPSHOT_ENTRIES", 10)
+    lab = lab_with(records=30)
+    lab.until(lambda: bool(snapshots(lab, 2)))
+    lab.kill(3)
+    for number in range(30):
+        lab.commit(1, b"%d" % number + bytes(30_000))
+    lab.kill(2)
+    spec = lab[1].spec
+    opened = open_replica(node(lab, 2).disk, spec, has_voted=True)
+    assert isinstance(opened, Opened)
+    assert opened.snapshot_index > 1
+    assert opened.log._segments._window == {}
+    opened.log.close()
+    lab.start(2)
+    lab.until(healed(lab, 2))
+    lab[1].log._tail.shrink()
+    read, entry = list[RaftIndex](), lab[1].log._segments.entry
+
+    def read_back(index: RaftIndex) -> tuple[Stamp, bytes]:
+        read.append(index)
+        return entry(index)
+
+    monkeypatch.setattr(lab[1].log._segments, "entry", read_back)
+    lab.invariants.after_step = lambda node: None  # type: ignore[method-assign]  # they read, too
+    lab.start(3)
+    lab.until(lambda: bool(read))
+    lab.until(healed(lab))
+    lab.run(1.0)
+    for number in (1, 2, 3):
+        assert lab[number].log._segments._window == {}
