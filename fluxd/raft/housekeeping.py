@@ -56,6 +56,8 @@ class Housekeeping:
 
     def forget(self, group_id: GroupId) -> None:
         """It is closed."""
+        self._snapshot_at.pop(group_id, None)
+        self._snapshots.pop(group_id, None)
         self._backoffs.pop(group_id, None)
         self._not_before.pop(group_id, None)
         self._faults.pop(group_id, None)

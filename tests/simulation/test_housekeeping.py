@@ -8,6 +8,7 @@ from fluxd.core import limits
 from fluxd.core.entry import Stamp
 from fluxd.core.types import RaftIndex
 from fluxd.raft.opening import Opened, open_replica
+from tests.simulation.node import GROUP
 from tests.simulation.test_copying import healed, lab_with, node
 from tests.simulation.test_scrubbing_files import restart, snapshots
 
@@ -64,3 +65,14 @@ def test_what_was_read_back_from_files_does_not_stay_in_memory(monkeypatch: pyte
     lab.run(1.0)
     for number in (1, 2, 3):
         assert lab[number].log._segments._window == {}
+
+
+def test_of_a_closed_replica_nothing_is_kept() -> None:
+    """Its partition was deleted; there may be many of them in the life of a process."""
+    lab = lab_with(records=3)
+    host = node(lab, 3).host
+    assert host is not None
+    kept = [value for value in vars(host.housekeeping).values() if isinstance(value, (dict, set))]
+    assert any(GROUP in value for value in kept)
+    host.close(GROUP)
+    lab.until(lambda: not any(GROUP in value for value in kept))
