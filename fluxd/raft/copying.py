@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from fluxd.core import limits
 from fluxd.core.entry import Stamp, verify_frame
@@ -168,6 +169,10 @@ class Copying:
         """Run steps of the disk; nothing else happens meanwhile. An error begins the copy again, a little later."""
         self._busy = self._working = True
 
+        def unless_closed(step: Callable[[], None]) -> None:  # the files of a deleted partition may be gone by then
+            if not self._closed:
+                step()
+
         def done(error: BaseException | None) -> None:
             self._working = False
             if self._closed:
@@ -179,7 +184,7 @@ class Copying:
             self._busy = False
             then()
 
-        self._context.reactor.run_blocking(steps, done)
+        self._context.reactor.run_blocking([partial(unless_closed, step) for step in steps], done)
 
     def _begin_again(self, why: str) -> None:
         self._context.log_event("copy_interrupted", group=str(self._spec.group_id), why=why)

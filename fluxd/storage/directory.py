@@ -20,7 +20,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fluxd.core.types import DIRECTORY_ID_BYTES, NodeId
+from fluxd.core.types import DIRECTORY_ID_BYTES, GroupId, NodeId
+from fluxd.storage.copies import COPIES, discard, finish_replacing
 from fluxd.storage.errors import DirectoryError, being_mended
 from fluxd.storage.filesystem import FileSystem
 from fluxd.storage.json_file import replace_json
@@ -142,18 +143,24 @@ class DataDirectory:
             self._write(self._meta)
 
     def partitions(self) -> list[str]:
-        """Names of the directories below partitions/."""
-        return self.fs.list(PARTITIONS)
+        """Names of the directories below partitions/ and copies/: power lost while a copy takes a log's place leaves
+        the copy alone."""
+        return sorted({*self.fs.list(PARTITIONS), *self.fs.list(COPIES)})
 
     def quarantine(self, name: str) -> str:
-        """Move partitions/<name> aside, durably; returns its new path.
+        """Move partitions/<name> aside, durably; returns its new path, or "" where there was only a part of a copy.
 
+        What had been decided to take its place (`copies.finish_replacing`) does so before; any other copy is removed.
         The rename is atomic, so power lost in between leaves it under one of the two names.
         """
-        path = free_path(self.fs, name)
-        self.fs.rename(f"{PARTITIONS}/{name}", path)
-        self.fs.sync_directory(QUARANTINE)
-        self.fs.sync_directory(PARTITIONS)
+        path, group = "", GroupId.from_directory_name(name)
+        finish_replacing(self.fs, group)
+        if self.fs.exists(f"{PARTITIONS}/{name}"):
+            path = free_path(self.fs, name)
+            self.fs.rename(f"{PARTITIONS}/{name}", path)
+            self.fs.sync_directory(QUARANTINE)
+            self.fs.sync_directory(PARTITIONS)
+        discard(self.fs, group)
         return path
 
     def close(self) -> None:

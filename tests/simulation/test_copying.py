@@ -484,3 +484,19 @@ def test_a_copy_goes_on_at_the_next_leader() -> None:
         m.copy_request.next_index for _, _, m in lab.network.sent[asked:] if m.WhichOneof("body") == "copy_request"
     ]
     assert min(wanted) >= 8
+
+
+def test_what_is_queued_of_a_copy_does_not_outlive_its_partition() -> None:
+    """All threads of the pool were busy when it was deleted: its directory is not made anew behind the removal."""
+    lab = lab_with()
+    wipe(lab, 3)
+    disk, directory = node(lab, 3).disk, f"partitions/{GROUP.directory_name}"
+    replica, host = node(lab, 3).replica, node(lab, 3).host
+    assert isinstance(replica, OfflineGroup) and replica.copying is not None
+    assert host is not None
+    copying = replica.copying
+    lab.until(lambda: copying._working)
+    host.close(GROUP)
+    assert disk.names(directory) == []
+    lab.run(5)
+    assert GROUP.directory_name not in disk.names("partitions")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fluxd.broker.cluster import Replica as OpenReplica
 from fluxd.broker.metadata import Change
@@ -13,6 +13,7 @@ from fluxd.core.metadata import FIRST_GENERATION, Image, Node, Partition, Replic
 from fluxd.core.runtime import Reactor
 from fluxd.core.types import METADATA_GROUP, GroupId, NodeId
 from fluxd.raft.spec import GroupSpec
+from fluxd.storage.copies import COPIES
 from fluxd.storage.directory import PARTITIONS, DataDirectory, open_directory
 from fluxd.storage.quarantine import QUARANTINE
 from fluxlog.v1 import metadata_pb2
@@ -53,12 +54,14 @@ class FakeHost:
 class Scene:
     """A node whose directory holds some partitions at its start."""
 
-    def __init__(self, *found: GroupId) -> None:
+    def __init__(self, *found: GroupId, copies: Sequence[GroupId] = ()) -> None:
         self.cluster = Cluster()
         self.disk = SimDisk(random.Random(1))
         self.directory: DataDirectory = open_directory(self.disk, None, NodeId(1), lambda count: b"\x01" * count)
         for group_id in found:
             self.disk.make_directory(f"{PARTITIONS}/{group_id.directory_name}")
+        for group_id in copies:
+            self.disk.make_directory(f"{COPIES}/{group_id.directory_name}")
         self.disk.make_directory(f"{PARTITIONS}/lost+found")
         self.host = FakeHost(self.cluster.groups, self.disk, self.cluster.clock.reactor)
         self.partitions = Partitions(
@@ -208,6 +211,20 @@ def test_deleted_while_the_node_was_down() -> None:
     assert scene.names() == set()
     assert scene.names(QUARANTINE) == set()
     assert scene.host.specs == {}
+
+
+def test_a_copy_whose_log_is_gone_is_found() -> None:
+    """Power was lost while it took the log's place, and the topic was deleted while the node was down."""
+    metadata = Metadata()
+    gone = GroupId(metadata.create("gone", partition(1, 2, 3)), 0)
+    metadata.delete(gone.topic_id)
+    scene = Scene(copies=[gone, UNKNOWN])
+    scene.metadata = metadata
+    scene.apply(gone.topic_id)
+    assert scene.names(COPIES) == {UNKNOWN.directory_name}
+    scene.partitions.confirmed()
+    scene.cluster.clock.advance(1.0)
+    assert scene.names(COPIES) == scene.names(PARTITIONS) == set()
 
 
 def test_files_of_an_unknown_topic_are_set_aside_once_the_metadata_is_current() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fluxd.core.types import NodeId
+from fluxd.storage.copies import COPIES, REPLACES
 from fluxd.storage.directory import DataDirectory, FoundingMember, open_directory
 from fluxd.storage.errors import DirectoryError, VotesCorrupt, VotesMissing
 from fluxd.storage.filesystem import FileSystem
@@ -133,6 +134,26 @@ def test_quarantine_moves_aside_durably(disk: SimDisk) -> None:
         assert directory.partitions() == []
         assert disk.list(f"quarantine/{name}.{number}") != []
     assert not disk.exists(DIRECTORY)
+
+
+@pytest.mark.parametrize("decided", [False, True])
+@pytest.mark.parametrize("log_is_there", [False, True])
+def test_quarantine_leaves_no_copy_behind(disk: SimDisk, decided: bool, log_is_there: bool) -> None:
+    """A copy that counts as the log is what is set aside; a part of one goes."""
+    directory, name = opened(disk), GROUP.directory_name
+    if log_is_there:
+        disk.set_bytes(f"{DIRECTORY}/old", b"log")
+    disk.set_bytes(f"{COPIES}/{name}/new", b"copy")
+    if decided:
+        disk.set_bytes(f"{COPIES}/{name}/{REPLACES}", b"")
+    assert directory.partitions() == [name]
+    path = directory.quarantine(name)
+    disk.power_cut(Keep.NOTHING)
+    directory = opened(disk)
+    assert directory.partitions() == []
+    kept = ["new"] if decided else ["old"] if log_is_there else []
+    assert path == (f"quarantine/{name}.1" if kept else "")
+    assert disk.list(f"quarantine/{name}.1") == kept
 
 
 def _try_to_open(root: str, answers: multiprocessing.Queue[str]) -> None:

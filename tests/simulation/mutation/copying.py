@@ -26,6 +26,12 @@ MUTANTS = (
         guard="tests/simulation/test_catching_up.py::test_a_copy_that_the_pace_holds_up_is_overtaken_a_few_times_only",
     ),
     Mutant(
+        "copy-closed",
+        "what a copy has queued is not begun when its partition was deleted",
+        (Edit(_COPYING, "            if not self._closed:\n                step()\n", "            step()\n"),),
+        guard=_TESTS + "test_what_is_queued_of_a_copy_does_not_outlive_its_partition",
+    ),
+    Mutant(
         "copy-finish-again",
         "what was admitted is not copied once more when its mark could not be removed",
         (Edit(_COPYING, "self._at(_AGAIN_AFTER, self._finish)", "self._begin_again(str(error))"),),
