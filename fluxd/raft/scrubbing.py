@@ -24,6 +24,7 @@ from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.spec import Role
 from fluxd.storage.beside import Faults
 from fluxd.storage.errors import is_damage
+from fluxd.storage.log import PartitionLog
 from fluxd.storage.scrub import Piece, Verified
 
 _FIRST_AFTER = 60.0
@@ -90,6 +91,8 @@ class Scrubber:
         self._left: deque[GroupId] = deque()
         self._at: Verified | None = None
         """In the log of the first of `_left`; None: what is beside it comes first."""
+        self._log: PartitionLog | None = None
+        """The one that `_at` is in. Another one, opened again meanwhile, is begun anew."""
         self._bytes = 0
 
     def start(self) -> None:
@@ -108,7 +111,8 @@ class Scrubber:
 
     def _begin_pass(self) -> None:
         self._began_at, self._bytes = self._reactor.now(), 0
-        self._files, self._left, self._at = deque(self._host.files), deque(self._host.groups), None
+        self._files, self._left = deque(self._host.files), deque(self._host.groups)
+        self._at = self._log = None
         self._go_on()
 
     def _go_on(self) -> None:
@@ -130,7 +134,7 @@ class Scrubber:
 
     def _next_group(self) -> None:
         self._left.popleft()
-        self._at = None
+        self._at = self._log = None
 
     def _end_pass(self) -> None:
         now = self._reactor.now()
@@ -139,8 +143,8 @@ class Scrubber:
 
     def _read_next(self, group: Group) -> bool:
         """False: all of it was read."""
-        if self._at is None:
-            self._at = Verified()
+        if self._at is None or self._log is not group.log:
+            self._at, self._log = Verified(), group.log
             beside = self._host.housekeeping.check(group)
             if beside is not None:
                 self._check_beside(group, beside)
@@ -203,6 +207,8 @@ class Scrubber:
         log = group.log
 
         def done(error: BaseException | None) -> int:
+            if group.log is not log:
+                return limits.SCRUB_PIECE_BYTES
             if error is None:
                 self._at = found[0]
                 self._bytes += found[0].size

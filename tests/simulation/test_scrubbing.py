@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from fluxd.core import limits
 from fluxd.core.types import NodeId, RaftIndex
 from fluxd.raft.offline import OfflineGroup
 from fluxd.raft.scrubbing import Scrubber
 from fluxd.raft.spec import Role
-from fluxd.storage.scrub import Verified
+from fluxd.storage.log import PartitionLog
+from fluxd.storage.scrub import LogScrub, Piece, Verified
 from tests.simulation.lab import Lab, Message
 from tests.simulation.node import GROUP, SimNode
 from tests.simulation.test_copying import healed, lab_with, node, takes_part
@@ -23,12 +26,12 @@ POSITION = 40_000
 """In the second record of the first segment, which is closed."""
 
 
-def scrub(lab: Lab, number: int) -> Scrubber:
+def scrub(lab: Lab, number: int, bytes_per_second: int = 1 << 30) -> Scrubber:
     """Have a node read its closed segments again, a pass every second."""
     host, reactor = node(lab, number).host, node(lab, number).reactor
     assert host is not None
     assert reactor is not None
-    scrubber = Scrubber(reactor, host, node(lab, number)._log, interval_s=1.0, bytes_per_second=1 << 30)
+    scrubber = Scrubber(reactor, host, node(lab, number)._log, interval_s=1.0, bytes_per_second=bytes_per_second)
     scrubber.start()
     return scrubber
 
@@ -281,6 +284,31 @@ def test_a_read_that_meets_the_damage_first_tells_it() -> None:
     lab.until(lambda: bool(node(lab, 1).disk.names("quarantine")), within=60)
     lab.until(healed(lab, 1), within=60)
     assert lab.values(3) == lab.values(1)
+
+
+def test_a_log_that_was_opened_again_is_read_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the scrub was says nothing of the files that there are now."""
+    monkeypatch.setattr(limits, "SCRUB_PIECE_BYTES", 1)
+    lab = lab_with(10)
+    asked: list[tuple[PartitionLog, Verified]] = []
+    next_piece = LogScrub.next_piece
+
+    def noted(of: LogScrub, after: Verified, **arguments: Any) -> Piece | None:
+        if of is lab[3].log.scrub:
+            asked.append((lab[3].log, after))
+        return next_piece(of, after, **arguments)
+
+    monkeypatch.setattr(LogScrub, "next_piece", noted)
+    scrub(lab, 3, bytes_per_second=5_000)  # it rests for seconds after each piece
+    before = lab[3].log
+    lab.until(lambda: bool(asked) and asked[-1][1].segment > 1, within=100)
+    pieces = len(asked)
+    node(lab, 3).disk.fail_next("sync", OSError(errno.EIO, "bad disk"), path=".seg")
+    lab.commit(1, b"while it fails")
+    lab.until(lambda: lab[3].log is not before)
+    assert len(asked) == pieces
+    lab.until(lambda: len(asked) > pieces, within=60)
+    assert asked[pieces] == (lab[3].log, Verified())
 
 
 def test_a_trimmed_segment_is_no_damage() -> None:
