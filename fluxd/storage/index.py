@@ -16,7 +16,9 @@ from fluxd.core.types import Offset, RaftIndex, Term
 
 
 class SegmentIndex:
-    """Sparse points and runs of equal terms. Lookups may come from any thread while the loop adds."""
+    """Sparse points and runs of equal terms. Lookups of committed entries may come from any thread while the loop adds
+    or truncates: what changes is behind the points and runs that they find.
+    """
 
     def __init__(self) -> None:
         self._indexes = array("Q")
@@ -78,8 +80,10 @@ class SegmentIndex:
         return min(ends[0], size) if ends else size
 
     def position_by_time(self, time_ms: int) -> int:
-        """Where a walk that looks for the first entry at or after a time begins."""
-        return self._positions[max(0, bisect_left(self._times, time_ms) - 1)]
+        """Where a walk that looks for the first entry at or after a time begins; perhaps behind what is committed."""
+        number = bisect_left(self._times, time_ms)
+        # Slices, since points of what is not committed may go meanwhile: then nothing that is committed is as late.
+        return (self._positions[max(0, number - 1) : max(1, number)] or self._positions[-1:])[0]
 
     def term_at(self, index: RaftIndex) -> Term:
         """Term of an entry of this segment."""

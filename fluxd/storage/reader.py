@@ -141,6 +141,8 @@ class ReadPlan:
                 first = end
             end += stamp.frame_bytes
             next_offset = stamp.next_offset
+            if stamp.raft_index == self.end_index:  # what stands behind it may have been cut off during the read
+                break
         if first < 0:
             raise BadFrame(start + end, f"no whole entry with offset {self.offset}")
         return first, end, next_offset
@@ -168,11 +170,13 @@ def read_entries(
     frames: list[bytes] = []
     with closing(fs.open(segment.path)) as file, faults_of(segment.path):
         for _, stamp, frame in walk_frames(file, start, size):
-            if stamp.raft_index > end_index or (frames and max_bytes < stamp.frame_bytes):
+            if frames and max_bytes < stamp.frame_bytes:
                 break
             if stamp.raft_index >= first_index:
                 frames.append(frame)
                 max_bytes -= stamp.frame_bytes
+            if stamp.raft_index >= end_index:  # what stands behind it may be cut off meanwhile
+                break
     return frames
 
 

@@ -169,12 +169,14 @@ class Segments:
             if segment.first_index > end_index:
                 return None
             following = segments[number + 1].first if number + 1 < len(segments) else None
-            start = segment.wait_for_index(self.fs, following).position_by_time(time_ms)
+            index = segment.wait_for_index(self.fs, following)
+            # Nothing behind the last entry is read, nor where it stands: that may be cut off meanwhile.
+            start = min(index.position_by_time(time_ms), index.position_by_index(end_index))
             with closing(self.fs.open(segment.path)) as file, faults_of(segment.path):
                 for _, stamp in walk_headers(file, start, segment.size):
-                    if stamp.raft_index > end_index:
-                        return None
                     found = stamp.append_time_ms >= time_ms and stamp.record_count
                     if found and stamp.next_offset > log_start_offset:
                         return max(stamp.base_offset, log_start_offset), stamp.append_time_ms
+                    if stamp.raft_index >= end_index:
+                        return None
         return None

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from fluxd.core.entry import Stamp
-from fluxd.core.types import RaftIndex
+from fluxd.core import limits
+from fluxd.core.entry import Stamp, birth_frame, read_stamp
+from fluxd.core.types import Offset, RaftIndex
 from fluxd.storage.filesystem import File
 from fluxd.storage.frames import walk_headers
+from fluxd.storage.index import SegmentIndex
 from fluxd.storage.log import PartitionLog
+from fluxd.storage.reader import ReadPlan
 from tests.simulation.disk import SimDisk
-from tests.storage_kit import append, create_log, open_log, sync, term
+from tests.storage_kit import GROUP, append, create_log, frames_of, next_frame, open_log, sync, term
 
 SEGMENT_BYTES = 2_000
 COMMITTED = RaftIndex(3)
@@ -118,6 +123,100 @@ def test_one_thread_builds_what_many_wait_for(monkeypatch: pytest.MonkeyPatch) -
         assert first.result(WITHIN) == other.result(WITHIN) != []
     assert pause.walks == 1
     assert segment.index is index
+
+
+class _Cutting:
+    """A file system; what a log has not committed is cut off just before the first read of a file."""
+
+    def __init__(self, log: PartitionLog) -> None:
+        self._log, self._fs, self._cut = log, log._fs, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+    def open(self, path: str, **options: bool) -> _CutFile:
+        """As the real one's."""
+        return _CutFile(self._fs.open(path, **options), self.cut)
+
+    def cut(self) -> None:
+        """Once."""
+        if not self._cut:
+            self._cut = True
+            self._log.truncate_suffix(RaftIndex(COMMITTED + 1))
+
+
+class _CutFile:
+    def __init__(self, file: File, before_read: Callable[[], None]) -> None:
+        self._file, self._before_read = file, before_read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, position: int, size: int) -> bytes:
+        """As the real one's."""
+        self._before_read()
+        return self._file.read(position, size)
+
+
+@pytest.mark.parametrize("index_is_there", [False, True])
+def test_what_is_cut_off_while_a_time_is_looked_for_is_no_damage(index_is_there: bool) -> None:
+    """Only committed entries are asked for; the time is later than theirs, and points to what goes."""
+    log = _opened()
+    late = log.stamp_at(RaftIndex(COMMITTED + 3)).append_time_ms
+    if not index_is_there:
+        log.close()
+        log = open_log(log._fs, SEGMENT_BYTES)
+    log._segments.fs = _Cutting(log)
+    assert log.find_time(late, COMMITTED) is None
+    assert log.last_index == COMMITTED
+    found = log.find_time(log.stamp_at(COMMITTED).append_time_ms, COMMITTED)
+    assert found == (1, log.stamp_at(COMMITTED).append_time_ms)
+
+
+def test_what_is_cut_off_while_entries_are_read_is_no_damage() -> None:
+    """For a replica that copies: the leader was deposed meanwhile, and what it had not committed goes."""
+    log = _opened()
+    expected = frames_of(log)[1:COMMITTED]
+    log._tail.shrink()
+    log._fs = log._segments.fs = _Cutting(log)
+    assert _reading(log)() == expected
+    assert log.last_index == COMMITTED
+
+
+def test_what_stands_behind_the_last_entry_of_a_read_is_not_looked_at() -> None:
+    """It was being replaced while it was read."""
+    log = _opened()
+    expected = frames_of(log)[1:COMMITTED]
+    segment, position = log._segments.position_of(RaftIndex(COMMITTED + 1))
+    plan = log.plan_read(Offset(0), max_bytes=1 << 20, end_index=COMMITTED)
+    assert isinstance(plan, ReadPlan)
+    disk = log._fs
+    assert isinstance(disk, SimDisk)
+    disk.set_bytes(segment.path, disk.current_bytes(segment.path)[:position] + bytes(segment.size - position))
+    assert plan() == b"".join(expected)
+
+
+def test_a_time_is_looked_for_while_its_point_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between looking up which point it is and reading where that stands; the walk begins at an earlier one."""
+    index, frame = SegmentIndex(), birth_frame(GROUP, 0)
+    stamp = read_stamp(frame)
+    for number in range(10):
+        stamp = read_stamp(next_frame(stamp))
+        index.add(stamp, number * limits.INDEX_INTERVAL_BYTES)
+
+    looked_up = list[int]()
+
+    def look_up_slowly(times: Sequence[int], time_ms: int) -> int:
+        looked_up.append(bisect_left(times, time_ms))
+        if len(looked_up) == 1:
+            index.truncate(RaftIndex(5))
+            return looked_up[0]
+        return looked_up[-1]
+
+    expected = index.position_by_index(RaftIndex(4))
+    assert expected > 0
+    monkeypatch.setattr("fluxd.storage.index.bisect_left", look_up_slowly)
+    assert index.position_by_time(stamp.append_time_ms) == expected
 
 
 class _WatchedLock:
