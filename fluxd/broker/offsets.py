@@ -83,9 +83,7 @@ class ListingOffsets:
         group = self._routes.leading(route)
         if group is not None:
             error = await answer_of(group.read_index)
-            if error is None:
-                return await self._look(query, group)
-            if query.HasField("latest"):
+            if error is not None and query.HasField("latest"):
                 raise self._routes.named(error, route)
             return await self._look(query, group)
         own = self._routes.replica(route)

@@ -1,7 +1,7 @@
 """The log start of one replica, and the leader's part in moving it.
 
 A leader proposes a TRIM entry; it is in force on every replica when it is committed there. What lies before the start
-is then let go of by each replica for itself (`host.py`), when a snapshot says so durably.
+is then let go of by each replica for itself (`housekeeping.py`), when a snapshot says so durably.
 """
 
 from __future__ import annotations

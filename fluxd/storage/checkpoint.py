@@ -224,7 +224,8 @@ class StateFile:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """In a thread. What the loop wanted written before this comes before it, since the mark must not fall, and must
-        not name a segment that goes next; what it wants meanwhile is written at the end."""
+        not name a segment that goes next; what it wants meanwhile is written at the end, or after an error with what
+        is wanted or written next."""
         with self._lock:
             self._take()
             yield
