@@ -67,7 +67,7 @@ class OffsetsReplica(Protocol):
     def read_index(self, done: Callable[[FluxError | None], None]) -> None: ...
     def trim(self, log_start_offset: Offset, done: Callable[[FluxError | None], None]) -> None: ...
     def fail(self, why: str) -> None: ...
-    def read_failed(self, error: BaseException) -> None: ...
+    def read_failed(self, error: BaseException, log: object = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +240,13 @@ class CoordinatorLog:
 
     def _read_off_the_loop(self, plan: Callable[[], bytes]) -> None:
         out: list[bytes] = []
+        log = self.replica.log
 
         def done(error: BaseException | None) -> None:
             if isinstance(error, Exception) and self._position < self.replica.log_start_offset:
                 self._reactor.call_soon(self._step)  # it was trimmed while it was being read
             elif isinstance(error, Exception):
-                self._read_failed(error)
+                self._read_failed(error, log)
             elif error is not None:
                 raise error
             else:
@@ -253,10 +254,10 @@ class CoordinatorLog:
 
         self._reactor.run_blocking([lambda: out.append(plan())], done)
 
-    def _read_failed(self, error: Exception) -> None:
+    def _read_failed(self, error: Exception, log: ReadableLog | None = None) -> None:
         """An error of the disk may pass, and a damaged replica is copied; meanwhile nothing more is applied."""
         if isinstance(error, (OSError, CorruptDataError)):
-            self.replica.read_failed(error)
+            self.replica.read_failed(error, log)
             self._reactor.call_at(self._reactor.now() + _READ_AGAIN, self._step)
         else:
             self._fail(error)

@@ -52,7 +52,7 @@ class CommittedLog(Protocol):
     def log_start_offset(self) -> Offset: ...
     @property
     def high_watermark(self) -> Offset: ...
-    def read_failed(self, error: BaseException) -> None: ...
+    def read_failed(self, error: BaseException, log: object = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +186,7 @@ class MetadataFollower:
     def _read_off_the_loop(self, plan: Callable[[], bytes]) -> None:
         out: list[bytes] = []
         turn = self._turn
+        log = self._group.log if self._group is not None else None
 
         def done(error: BaseException | None) -> None:
             if turn != self._turn:
@@ -193,7 +194,7 @@ class MetadataFollower:
             if isinstance(error, Exception) and self._group and self.position < self._group.log_start_offset:
                 self._step_soon()  # it was trimmed while it was being read
             elif isinstance(error, Exception):
-                self._read_failed(error)
+                self._read_failed(error, log)
             elif error is not None:
                 raise error
             else:
@@ -201,12 +202,12 @@ class MetadataFollower:
 
         self._reactor.run_blocking([lambda: out.append(plan())], done)
 
-    def _read_failed(self, error: Exception) -> None:
+    def _read_failed(self, error: Exception, log: ReadableLog | None = None) -> None:
         """An error of the disk may pass, and a damaged replica is copied; until then the image stays as it is."""
         if self._group is None or not isinstance(error, (OSError, CorruptDataError)):
             self._fatal(error)
             return
-        self._group.read_failed(error)
+        self._group.read_failed(error, log)
         turn = self._turn
         again = self._reactor.now() + _READ_AGAIN
         self._reactor.call_at(again, lambda: self._step() if turn == self._turn else None)

@@ -449,8 +449,7 @@ class Group(Standing):
         """Committed entries could not be read: if they are damaged, this replica is to be copied anew.
 
         Args:
-            log: what was read, where that took longer than this step. Its files may have been cut and opened again
-                meanwhile (a failed sync): then nothing is known of the log that there is now.
+            log: what was read, where that took longer than this step: it may have been cut and opened again meanwhile.
         """
         if not self._failed and (log is None or log is self.log):
             self._context.read_failed(self, error)

@@ -57,6 +57,7 @@ def find_snapshot(
         fs, directory, group, first_index=first.first_index, last_index=last_index,
         checksum_at=lambda index: segments.entry(index)[0].checksum, unreadable=unreadable,
     )  # fmt: skip
+    segments.forget_window()  # for the sake of one checksum
     if unreadable and not vouches(snapshot, first.first):
         raise unreadable[0]
     return snapshot

@@ -64,9 +64,7 @@ class PartitionLog:
         segment_ms: int = limits.SEGMENT_MS_DEFAULT,
     ) -> None:
         assert recovered.state.state is not None
-        self._fs = fs
-        self._directory = directory
-        self._group = group
+        self._fs, self._directory, self._group = fs, directory, group
         self._segment_bytes, self._segment_ms = segment_bytes, segment_ms
         self._segments = Segments(fs, recovered.segments)
         self.scrub = LogScrub(fs, self._segments, BesideLog(fs, directory, group, recovered.state))
@@ -479,10 +477,7 @@ class PartitionLog:
         Raises:
             CorruptDataError: the segment that has its entry is damaged.
         """
-        try:
-            return find_snapshot(self._fs, self._directory, self._group, self._segments, self.last_index)
-        finally:
-            self.forget_window()
+        return find_snapshot(self._fs, self._directory, self._group, self._segments, self.last_index)
 
     def walk(self, index: RaftIndex) -> Iterator[tuple[Stamp, bytes]]:
         """Stamps and frames from an entry on, from the files. Blocks; the log must not change meanwhile.

@@ -492,8 +492,7 @@ def test_what_is_queued_of_a_copy_does_not_outlive_its_partition() -> None:
     wipe(lab, 3)
     disk, directory = node(lab, 3).disk, f"partitions/{GROUP.directory_name}"
     replica, host = node(lab, 3).replica, node(lab, 3).host
-    assert isinstance(replica, OfflineGroup) and replica.copying is not None
-    assert host is not None
+    assert isinstance(replica, OfflineGroup) and replica.copying is not None and host is not None
     copying = replica.copying
     lab.until(lambda: copying._working)
     host.close(GROUP)
