@@ -8,7 +8,7 @@ from fluxlog.checker import report
 from tests.simulation.history import RecordedWorld
 
 
-@pytest.mark.parametrize("seed", [1701752, 1901016, 2500076, 3600208, *range(1, 7)])
+@pytest.mark.parametrize("seed", [1701752, 1901016, 2500076, 3600208, 4000160, *range(1, 7)])
 def test_history_is_valid(seed: int) -> None:
     """No promise is broken for any writer or reader, at any replica, and everybody got on."""
     world = RecordedWorld(seed)

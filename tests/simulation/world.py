@@ -336,8 +336,13 @@ class World:
         self._isolate_leader()
         node.speed.straggles = seconds
         if self.rng.random() < 0.7:
-            error = OSError(errno.EIO, os.strerror(errno.EIO))
-            self.simulator.at(self.simulator.now + seconds, lambda: node.disk.fail_next("sync", error, path=".seg"))
+            error, life = OSError(errno.EIO, os.strerror(errno.EIO)), node.disk.life
+
+            def fail() -> None:
+                if node.disk.life == life:  # a process after it would meet holes that it cannot tell from damage
+                    node.disk.fail_next("sync", error, path=".seg")
+
+            self.simulator.at(self.simulator.now + seconds, fail)
 
     def _heal_network(self) -> None:
         self.network.silent.clear()
