@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc
 
 from fluxlog.attempts import Effect
-from fluxlog.client import Client
+from fluxlog.client import Client, Node, Request, Response
 from fluxlog.errors import from_error_message
 from fluxlog.v1 import groups_pb2
 
@@ -59,13 +61,7 @@ class Groups:
             FluxlogError: GROUP_NOT_EMPTY, UNKNOWN_GROUP.
         """
         request = groups_pb2.DeleteGroupRequest(group=group)
-        self._client.call(
-            lambda node: node.groups.DeleteGroup,
-            request,
-            timeout=_TIMEOUT,
-            patience=self._patience,
-            effect=Effect.ANOTHER,
-        )
+        self._change(lambda node: node.groups.DeleteGroup, request)
 
     def offsets(self, group: str) -> Mapping[tuple[str, int], int]:
         """Committed offsets (the next to be read) by topic and partition; a group that never was has none."""
@@ -90,10 +86,9 @@ class Groups:
             for (topic, partition), offset in sorted(offsets.items())
         ]
         request = groups_pb2.ResetOffsetsRequest(group=group, resets=resets)
-        self._client.call(
-            lambda node: node.groups.ResetOffsets,
-            request,
-            timeout=_TIMEOUT,
-            patience=self._patience,
-            effect=Effect.ANOTHER,
-        )
+        self._change(lambda node: node.groups.ResetOffsets, request)
+
+    def _change(
+        self, method: Callable[[Node], grpc.UnaryUnaryMultiCallable[Request, Response]], request: Request
+    ) -> None:
+        self._client.call(method, request, timeout=_TIMEOUT, patience=self._patience, effect=Effect.ANOTHER)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -102,6 +104,27 @@ class DiskFaults:
         if kind not in ("", EXCLUDED):
             node.damaged, node.votes_lost = True, kind == "votes"
         self._world.counts[f"damage_{kind}"] += bool(kind)
+
+    def straggle(self) -> None:
+        """A leader is cut off, and one sync of its log takes so long that the next leader replaces what it is to make
+        durable. Mostly it fails in the end.
+        """
+        world = self._world
+        leaders = [n for n in world.nodes.values() if n.group is not None and n.group.role is Role.LEADER]
+        if not leaders:
+            return
+        node, seconds = world.rng.choice(leaders), 2.0 + 2.0 * world.rng.random()
+        world.counts["syncs_straggling"] += 1
+        world.isolate_leader()
+        node.speed.straggles = seconds
+        if world.rng.random() < 0.7:
+            error, life = OSError(errno.EIO, os.strerror(errno.EIO)), node.disk.life
+
+            def fail() -> None:
+                if node.disk.life == life:  # a process after it would meet holes that it cannot tell from damage
+                    node.disk.fail_next("sync", error, path=".seg")
+
+            world.simulator.at(world.simulator.now + seconds, fail)
 
     def scan(self) -> None:
         """Somebody reads a whole log, as a scrub or a consumer does."""

@@ -490,12 +490,11 @@ def test_what_is_queued_of_a_copy_does_not_outlive_its_partition() -> None:
     """All threads of the pool were busy when it was deleted: its directory is not made anew behind the removal."""
     lab = lab_with()
     wipe(lab, 3)
-    disk, directory = node(lab, 3).disk, f"partitions/{GROUP.directory_name}"
-    replica, host = node(lab, 3).replica, node(lab, 3).host
+    disk, replica, host = node(lab, 3).disk, node(lab, 3).replica, node(lab, 3).host
     assert isinstance(replica, OfflineGroup) and replica.copying is not None and host is not None
     copying = replica.copying
     lab.until(lambda: copying._working)
     host.close(GROUP)
-    assert disk.names(directory) == []
+    assert disk.names(f"partitions/{GROUP.directory_name}") == []
     lab.run(5)
     assert GROUP.directory_name not in disk.names("partitions")

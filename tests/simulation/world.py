@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -119,7 +117,7 @@ class World:
         if self.plan.trims:
             self._every(0.3, 1.0, self._trim)
         if self.plan.stragglers:
-            self._every(0.5, 4.0, self._straggle)
+            self._every(0.5, 4.0, self.disks.straggle)
         self.faulty = True
         self.run_until(lambda: self.simulator.now >= FAULT_SECONDS)
         self.faulty = False
@@ -217,7 +215,7 @@ class World:
             (6, self._kill), (6, self._power_cut), (2, self._power_cut_many), (10, self._restart),
             (4, self._disconnect), (6, self._silent_cut), (10, self._heal_network), (4, self._change_weather),
             (3, self._slow_disk), (2, self._hang_disk), (2, self._pause), (3, self._transfer), (2, disks.wipe),
-            (6, self._isolate_leader), (2, disks.fill), (2, disks.use_up), (5, disks.sicken),
+            (6, self.isolate_leader), (2, disks.fill), (2, disks.use_up), (5, disks.sicken),
             (4, disks.damage), (2, disks.scan), (3, self._leave),
         ]  # fmt: skip
         self.rng.choices([f for _, f in faults], [weight for weight, _ in faults])[0]()
@@ -316,7 +314,7 @@ class World:
                 self.network.silent.add((first.node_id, other.node_id))
                 self.network.silent.add((other.node_id, first.node_id))
 
-    def _isolate_leader(self) -> None:
+    def isolate_leader(self) -> None:
         """It goes on taking proposals until it notices: what it appends then is truncated later."""
         for node in self.nodes.values():
             if node.group is not None and node.group.role is Role.LEADER and len(self.nodes) > 1:
@@ -324,25 +322,6 @@ class World:
                 for other in self.nodes:
                     self.network.silent |= {(node.node_id, other), (other, node.node_id)}
                 self.simulator.at(self.simulator.now + 1.0 + 2.0 * self.rng.random(), self._heal_network)
-
-    def _straggle(self) -> None:
-        """A leader is cut off, and one sync of its log takes so long that the next leader replaces what it is to make
-        durable. Mostly it fails in the end."""
-        leaders = [n for n in self.nodes.values() if n.group is not None and n.group.role is Role.LEADER]
-        if not leaders:
-            return
-        node, seconds = self.rng.choice(leaders), 2.0 + 2.0 * self.rng.random()
-        self.counts["syncs_straggling"] += 1
-        self._isolate_leader()
-        node.speed.straggles = seconds
-        if self.rng.random() < 0.7:
-            error, life = OSError(errno.EIO, os.strerror(errno.EIO)), node.disk.life
-
-            def fail() -> None:
-                if node.disk.life == life:  # a process after it would meet holes that it cannot tell from damage
-                    node.disk.fail_next("sync", error, path=".seg")
-
-            self.simulator.at(self.simulator.now + seconds, fail)
 
     def _heal_network(self) -> None:
         self.network.silent.clear()

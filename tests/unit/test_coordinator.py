@@ -249,8 +249,8 @@ def test_offsets_of_idle_groups_expire(node: OneNode, monkeypatch: pytest.Monkey
     assert "g" not in node.coordinator.log.state.groups
 
 
-def test_topics_deleted_while_it_was_away_are_forgotten(node: OneNode) -> None:
-    """When the metadata has been confirmed, what is not there was deleted."""
+def after_its_topic_went(node: OneNode, *, confirms_metadata: bool = True) -> OneNode:
+    """The node started again; its group has committed an offset of a topic that was deleted in between."""
     node.join(1)
     node.until_owners({0: 1, 1: 1})
     node.commit(1, 7)
@@ -258,7 +258,12 @@ def test_topics_deleted_while_it_was_away_are_forgotten(node: OneNode) -> None:
     topic = node.metadata.image.topic("orders")
     assert topic is not None
     node.metadata.delete(topic.topic_id)
-    second = OneNode(node.disk, node.metadata)
+    return OneNode(node.disk, node.metadata, confirms_metadata=confirms_metadata)
+
+
+def test_topics_deleted_while_it_was_away_are_forgotten(node: OneNode) -> None:
+    """When the metadata has been confirmed, what is not there was deleted."""
+    second = after_its_topic_went(node)
     assert second.confirmations == 1
     second.until(lambda: not second.coordinator.log.state.groups["g"].offsets)
     assert second.owners() == {}
@@ -266,14 +271,7 @@ def test_topics_deleted_while_it_was_away_are_forgotten(node: OneNode) -> None:
 
 def test_a_confirmation_for_an_earlier_term_forgets_nothing(node: OneNode) -> None:
     """It does not hold what was created since: that is unknown here, and was not deleted."""
-    node.join(1)
-    node.until_owners({0: 1, 1: 1})
-    node.commit(1, 7)
-    node.host.stop()
-    topic = node.metadata.image.topic("orders")
-    assert topic is not None
-    node.metadata.delete(topic.topic_id)
-    second = OneNode(node.disk, node.metadata, confirms_metadata=False)
+    second = after_its_topic_went(node, confirms_metadata=False)
     term = second.coordinator.term
     assert term is not None
     second.coordinator.metadata_confirmed(Term(term - 1))

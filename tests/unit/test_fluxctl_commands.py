@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
 from fluxctl import consume as consuming
-from fluxctl.__main__ import app, hoist
 from fluxctl.routes import TopicRoute, route_of
 from fluxlog.admin import Admin
 from fluxlog.v1 import record_pb2
+from tests.unit.fluxctl_run import run
 from tests.unit.fluxlog_fake import FakeCluster, Fault
 from tests.unit.fluxlog_fake_groups import partition_of
 
@@ -29,11 +28,6 @@ def cluster() -> Iterator[FakeCluster]:
 @pytest.fixture(autouse=True)
 def no_local_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FLUXCTL_DATA_DIR", str(tmp_path / "none"))
-
-
-def run(cluster: FakeCluster, *arguments: str) -> Result:
-    bootstrap = ",".join(cluster.addresses.values())
-    return CliRunner().invoke(app, hoist([*arguments, "--bootstrap", bootstrap]))
 
 
 def lines_file(tmp_path: Path, lines: list[bytes]) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from fluxctl import produce as producing
 from fluxctl.__main__ import app, hoist
 from fluxctl.interrupts import Interrupts
 from fluxctl.lines import Line
 from fluxctl.output import stderr_console, stdout_console, table
+from tests.unit.fluxctl_run import run
 from tests.unit.fluxlog_fake import FakeCluster, Fault
 
 
@@ -32,11 +33,6 @@ def cluster() -> Iterator[FakeCluster]:
 @pytest.fixture(autouse=True)
 def no_local_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FLUXCTL_DATA_DIR", str(tmp_path / "none"))
-
-
-def run(cluster: FakeCluster | None, *arguments: object) -> Result:
-    bootstrap = ["--bootstrap", cluster.addresses[1]] if cluster is not None else []
-    return CliRunner().invoke(app, hoist([*map(str, arguments), *bootstrap]))
 
 
 def exit_code_of(*arguments: str) -> int:

@@ -273,9 +273,11 @@ def test_who_was_away_for_too_long_is_another_member_and_says_so() -> None:
             made.coordinator.assign(0)
             await made.until(lambda: made.owned == [0])
             made.coordinator.says.put_nowait(FluxError(Reason.FENCED_MEMBER, "no member any more"))
-            await made.until(lambda: made.subscribed == [b"m" * 16, b"n" * 16])
+            await made.until(lambda: len(made.subscribed) == 2)
+            assert made.subscribed == made.coordinator.joins == [b"m" * 16, b"n" * 16]
             made.coordinator.assign(1)
-            await made.until(lambda: made.owned == [1])
+            await made.until(lambda: made.owned != [0])
+            assert made.owned == [1]
 
     run(test)
 
